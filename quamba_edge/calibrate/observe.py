@@ -1,0 +1,98 @@
+"""Taps: what a quantizer looks at while a layer runs, and what it makes of the activations afterwards.
+
+A mixer hands every named activation to its tap (docs/architecture.md, section 1).  `Observer` measures; `FakeQuant` rounds
+as the running model will.  Both rotate out_proj's input when the recipe rotates, because both run on rotated weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+MARGIN = 1e-3  # a channel's scale is at least this share of the largest one's: a channel silent in calibration may yet speak
+
+
+class Observer:
+    """Largest magnitudes and Hessians, over everything that passes; of x, a percentile of the magnitudes if so asked
+    (Quamba, section 4.2: the SSM's input is what outliers hurt).
+
+    peak[name]     in_proj, out_proj, dt_proj: (1); x: (E); B, C: (g*N) or (N); state: shape of one state
+    hessian[name]  sum over tokens of v v^T for the inputs of linears, (K, K), where asked for
+    """
+
+    def __init__(self, rotate_out: Callable[[Tensor], Tensor], hessians: set[str], percentile: float = 100.0):
+        self.rotate_out = rotate_out
+        self.wanted = hessians
+        self.percentile = percentile
+        self.peak: dict[str, Tensor] = {}
+        self.hessian: dict[str, Tensor] = {}
+        self.tokens = 0
+        self._quantiles: dict[str, list[Tensor]] = {}
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        if name == "out_proj":
+            value = self.rotate_out(value)
+        if name == "in_proj":
+            self.tokens += value.shape[0] * value.shape[1]
+        if name in ("in_proj", "out_proj", "dt_proj"):
+            self._measure(name, value.reshape(-1, 1))
+        elif name in ("x", "B", "C"):
+            self._measure(name, value.reshape(-1, value.shape[-1]) if value.ndim == 3 else value.flatten(2).flatten(0, 1))
+        elif name == "state":
+            self._raise(name, value.abs().flatten(0, 1).amax(0))
+        for site in self.wanted & ({"x_proj"} if name == "x" else {name}):
+            flat = value.reshape(-1, value.shape[-1])
+            self.hessian[site] = self.hessian.get(site, 0) + flat.T @ flat
+        return value
+
+    def _raise(self, name: str, top: Tensor) -> None:
+        self.peak[name] = torch.maximum(self.peak[name], top) if name in self.peak else top
+
+    def _measure(self, name: str, columns: Tensor) -> None:
+        if self.percentile >= 100 or name != "x":
+            self._raise(name, columns.abs().amax(0))
+            return
+        magnitude = columns.abs()
+        k = max(1, min(len(magnitude), round(len(magnitude) * self.percentile / 100)))
+        self._quantiles.setdefault(name, []).append(magnitude.kthvalue(k, dim=0).values)
+        self.peak[name] = torch.stack(self._quantiles[name]).mean(0)  # every batch weighs the same
+
+
+def scale_of(peak: Tensor) -> Tensor:
+    """Static int8 scales, f32: peak / 127, no channel finer than MARGIN of the coarsest."""
+    return (peak.clamp_min((peak.max() * MARGIN).clamp_min(1e-8)) / 127).float()
+
+
+def fake_quant(value: Tensor, scale: Tensor) -> Tensor:
+    """What is left of value after int8 with the given scale: the runtime's rounding (ties to even, reciprocal in f32)."""
+    return (value * scale.reciprocal()).round().clamp(-127, 127) * scale
+
+
+class FakeQuant:
+    """Rounds the activations named in `scales`, and leaves the others; a linear's input without a scale becomes f16."""
+
+    def __init__(self, rotate_out: Callable[[Tensor], Tensor], scales: dict[str, Tensor]):
+        self.rotate_out = rotate_out
+        self.scales = scales
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        if name == "out_proj":
+            value = self.rotate_out(value)
+        if name in self.scales:
+            scale = self.scales[name]
+            return fake_quant(value, scale.view(value.shape[2:]) if scale.numel() > 1 else scale)
+        return value.half().float() if name in ("in_proj", "out_proj", "dt_proj") else value
+
+
+def state_scales(peak: Tensor, margin: float = 1.5) -> tuple[Tensor, Tensor]:
+    """rows (E) and cols (g*N) with rows[e] * cols[n] * 127 covering `peak` (g, E/g, N) times a margin for longer texts.
+
+    A state's size varies by channel and by state index nearly independently, so two vectors serve for the whole (E, N).
+    """
+    floor = (peak.max() * 1e-4).clamp_min(1e-8)
+    logs = peak.clamp_min(floor).log()
+    cols = (logs - logs.mean(2, keepdim=True)).mean(1).exp()  # (g, N)
+    rows = (peak.clamp_min(floor) / cols[:, None, :]).amax(2) * margin / 127  # (g, E/g)
+    return rows.flatten().float(), cols.flatten().float()

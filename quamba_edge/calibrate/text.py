@@ -1,0 +1,90 @@
+"""Token windows to calibrate on: from the user's file, or sampled from the model itself when there is none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quamba_edge.errors import BadText
+
+HELD_OUT = 0.05  # share of the text kept for measuring perplexity, at its end
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids: `calib` (S, L) to calibrate on, `held` (T, L) to measure on, and the record for the manifest."""
+
+    calib: np.ndarray
+    held: np.ndarray
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def read_documents(path: Path) -> list[str]:
+    """Plain text is one document; of JSON lines, each gives its "text", or its "messages" joined as they stand."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise BadText(f"{path}: cannot be read as UTF-8 text ({e}); give a text file or JSON lines with \"text\"") from None
+    if path.suffix not in (".jsonl", ".json"):
+        return [text]
+    documents = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            raw = json.loads(line)
+            documents.append(raw["text"] if "text" in raw else "\n".join(m["content"] for m in raw["messages"]))
+        except (ValueError, KeyError, TypeError):
+            raise BadText(f"{path}, line {number}: expected an object with \"text\" or \"messages\"") from None
+    return documents
+
+
+def cut_windows(ids: np.ndarray, samples: int, length: int, held: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`samples` random windows of the first part of ids, `held` evenly spaced ones of the rest; they share no token."""
+    kept = max(held * length, int(len(ids) * HELD_OUT)) if held else 0
+    kept = min(kept, len(ids) // 4)
+    head, tail = ids[: len(ids) - kept], ids[len(ids) - kept :]
+    if len(head) < length or (held and len(tail) < length):
+        raise BadText(f"the calibration text has {len(ids)} tokens; {length} per window need at least {4 * length + 4}: give more text or a smaller --calib-len")
+    starts = np.random.default_rng(seed).integers(0, len(head) - length + 1, samples)
+    calib = np.stack([head[s : s + length] for s in starts])
+    count = min(held, len(tail) // length)
+    spots = np.linspace(0, len(tail) - length, count).astype(int)
+    return calib, np.stack([tail[s : s + length] for s in spots]) if count else np.empty((0, length), ids.dtype)
+
+
+def from_file(path: Path, encode: Any, vocab_size: int, samples: int, length: int, held: int, seed: int) -> Windows:
+    """Windows of the user's text; `encode` turns a string into ids."""
+    documents = read_documents(path)
+    ids = np.concatenate([np.asarray(encode(d), np.int64) for d in documents] or [np.empty(0, np.int64)])
+    if len(ids) and ids.max() >= vocab_size:
+        raise BadText(f"the tokenizer gives id {ids.max()}, the model has {vocab_size} rows: this tokenizer is not the model's")
+    calib, rest = cut_windows(ids, samples, length, held, seed)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Windows(calib, rest, {"source": path.name, "sha256": digest, "tokens_available": len(ids)})
+
+
+@torch.no_grad()
+def from_model(lm: Any, first: int, vocab_size: int, samples: int, length: int, held: int, seed: int, progress: Any = None) -> Windows:
+    """Text that the model itself writes at temperature 1, starting from token `first`; no download, nobody's data.
+
+    lm is the reference LM; all samples + held sequences advance together, one token at a time.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.full((samples + held, 1), first, dtype=torch.long)
+    token, states, out = ids, None, [ids]
+    for step in range(length - 1):
+        logits, states = lm(token, states)
+        weights = logits[:, -1, :vocab_size].float().softmax(-1)
+        token = torch.multinomial(weights, 1, generator=generator)
+        out.append(token)
+        if progress is not None:
+            progress(step + 1, length - 1, "sampling text from the model")
+    text = torch.cat(out, 1).numpy()
+    return Windows(text[:samples], text[samples:], {"source": "sampled from the model", "sha256": hashlib.sha256(text.tobytes()).hexdigest(), "first_token": first})
