@@ -1,56 +1,39 @@
-"""The walk: checkpoint in, bundle out, one layer in memory at a time.
+"""The walk over a checkpoint: one layer in memory at a time, each finished piece a part file in the work folder.
 
-    tokens → embedding → layer 0 → layer 1 → … → head → assemble → measure → bundle
-                 └ each finished piece is a part file in OUT.work/, so a stopped run resumes at the layer it was in
+    tokens → embedding → layer 0 → layer 1 → … → head
 
-Two streams of hidden states go along: that of the quantized model on the calibration windows (what each layer is
-quantized against), and that of the source on held-out windows (for its perplexity).  Equal inputs give equal bytes.
+Two streams of hidden states go along: that of the quantized model on the calibration windows (what each layer is quantized
+against), and that of the source on held-out windows (for its perplexity).  They are saved with every layer, so a
+stopped run resumes at the layer it was in, and gives the same bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import resource
 import shutil
-import time
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import quamba_edge
-from quamba_edge.bundle.manifest import FORMAT, Manifest
-from quamba_edge.bundle.writer import Part, assemble, write_part
+from quamba_edge import layouts, models
+from quamba_edge.bundle.writer import write_part
 from quamba_edge.calibrate import text
-from quamba_edge.checkpoint.hub import open_checkpoint
-from quamba_edge.errors import BadText, BadUsage, Missing
-from quamba_edge.quant import edges, recipe as recipes
+from quamba_edge.errors import BadText, BadUsage
+from quamba_edge.quant import edges
 from quamba_edge.quant.hadamard import rotate
 from quamba_edge.quant.layer import quantize_layer, site_record
-from quamba_edge.quant.measure import measure
+from quamba_edge.quant.recipe import Recipe
 from quamba_edge.quant.transform import layer_reader
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[int, int, str], None]  # done, total, what
+Encode = Callable[[str], list[int]]
 SELF_SAMPLING_LIMIT = 1_500_000_000  # parameters; a larger model is not loaded whole just to write its own calibration text
-
-
-@dataclass(frozen=True)
-class PackResult:
-    """What `quamba-edge pack` reports; perplexities are of the held-out windows, per token."""
-
-    bundle: str
-    bytes: int
-    seconds: float
-    peak_rss_bytes: int
-    perplexity_source: float | None
-    perplexity_bundle: float | None
-    source_bytes: int
-    bits_per_weight: float
 
 
 def parameter_count(checkpoint: Any) -> int:
@@ -73,7 +56,7 @@ class Work:
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(note, json.dumps(job).encode())
+        write_atomic(note, json.dumps(job).encode())
 
     def part(self, name: str) -> Path:
         return self.folder / f"part-{name}"
@@ -99,100 +82,39 @@ class Work:
         return int(saved[-1].stem.split("-")[1]), flat[:size].reshape(shape(windows.calib)), flat[size:].reshape(shape(windows.held))
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
+    """The whole file or none of it."""
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
 
 
-def pack(
-    checkpoint_path: str | Path,
-    out: Path,
-    recipe: str = "w4a8",
-    calib: Path | None = None,
-    calib_samples: int | None = None,
-    calib_len: int | None = None,
-    method: str | None = None,
-    seed: int = 0,
-    resume: bool = False,
-    tokenizer: Path | None = None,
-    chat_template: Path | None = None,
-    eval_tokens: int = 4096,
-    progress: Progress = lambda done, total, text: None,
-) -> PackResult:
-    """Quantize a checkpoint and write the bundle `out`.
-
-    recipe: a shipped name or a JSON file; calib: text or JSON lines, None to sample from the model itself; method: "gptq" or "rtn" for
-    every site, None as the recipe says.  Raises errors.QuambaError subclasses; on KeyboardInterrupt OUT.work/ stays for --resume.
-    """
-    began = time.monotonic()
-    torch.manual_seed(seed)
-    checkpoint = open_checkpoint(checkpoint_path, tokenizer=tokenizer)
-    config, family = checkpoint.config, checkpoint.family
-    parameters = parameter_count(checkpoint)
-    chosen = recipes.load(recipe, small=parameters < 1_000_000_000, n_layer=config.n_layer)
-    if method is not None:
-        chosen = chosen.with_method(method)
-    samples, length = calib_samples or 128, calib_len or 512
-    held = -(-eval_tokens // length) if eval_tokens else 0
-    job = {
-        "checkpoint": checkpoint.digest,
-        "recipe": chosen.to_json(),
-        "calib": hashlib.sha256(calib.read_bytes()).hexdigest() if calib is not None and calib.is_file() else str(calib),
-        "windows": [samples, length, held, seed],
-        "tokenizer": hashlib.sha256((checkpoint.tokenizer_json or "").encode()).hexdigest(),
-        "version": quamba_edge.__version__,
-    }
-    out = Path(out)
-    work = Work(out.with_name(out.name + ".work"), job, resume)
-    windows = _windows(work, checkpoint, parameters, calib, samples, length, held, seed, progress)
-    sites, parts = _parts(work, checkpoint, chosen, windows, progress)
-    manifest = _manifest(checkpoint, chosen, sites, windows, samples, length, seed, chat_template)
-    exact_nll = json.loads((work.folder / "source.json").read_text())["nll"]
-    progress(config.n_layer + 1, config.n_layer + 2, "measuring the bundle")
-    draft = work.folder / "draft.qedge"
-    assemble(draft, manifest, parts)
-    manifest = measure(draft, manifest, windows.held, exact_nll)
-    draft.unlink()
-    assemble(out, manifest, parts)
-    shutil.rmtree(work.folder)
-    progress(config.n_layer + 2, config.n_layer + 2, "done")
-    size = out.stat().st_size
-    perplexity = manifest.perplexity
-    return PackResult(
-        str(out), size, time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        perplexity.get("source"), perplexity.get("bundle"), checkpoint.bytes, 8 * weight_bytes / parameters,
-    )  # fmt: skip
-
-
-def _windows(
-    work: Work, checkpoint: Any, parameters: int, calib: Path | None, samples: int, length: int, held: int, seed: int, progress: Progress
+def token_windows(
+    work: Work, checkpoint: Any, calib: Path | None, encode: Encode | None, samples: int, length: int, held: int, seed: int, progress: Progress
 ) -> text.Windows:
-    """Token windows of this job, kept in the work folder so that a resumed run sees the same."""
+    """Token windows of this job, kept in the work folder so that a resumed run sees the same.  No `calib`: the model writes them."""
     kept, record = work.folder / "windows.npz", work.folder / "windows.json"
     if record.exists():
         arrays = np.load(kept)
         return text.Windows(arrays["calib"], arrays["held"], json.loads(record.read_text()))
-    vocab = checkpoint.config.true_vocab_size
+    vocab, parameters = checkpoint.config.true_vocab_size, parameter_count(checkpoint)
     if calib is not None:
-        if checkpoint.tokenizer_json is None:
+        if encode is None:
             raise BadText(f"{checkpoint.path} has no tokenizer.json, so text cannot become tokens: give --tokenizer FILE")
-        encode = Tokenizer(checkpoint.tokenizer_json).encode
         windows = text.from_file(calib, encode, vocab, samples, length, held, seed)
     elif parameters > SELF_SAMPLING_LIMIT:
-        raise BadText(
-            f"sampling calibration text from a model of {parameters / 1e9:.1f}B parameters would hold it whole in memory: give --calib FILE"
-        )
+        size = f"{parameters / 1e9:.1f}B parameters"
+        raise BadText(f"with no --calib FILE the model writes its own calibration text, which would hold all {size} in memory: give --calib FILE")
     else:
         lm = models.find(checkpoint.family, "reference").LM.from_checkpoint(checkpoint)
         windows = text.from_model(lm, 0, vocab, samples, length, held, seed, progress)
     np.savez(kept, calib=windows.calib, held=windows.held)
-    _write(record, json.dumps(windows.record).encode())
+    write_atomic(record, json.dumps(windows.record).encode())
     return windows
 
 
-def _parts(
-    work: Work, checkpoint: Any, recipe: recipes.Recipe, windows: text.Windows, progress: Progress
+def quantize_parts(
+    work: Work, checkpoint: Any, recipe: Recipe, windows: text.Windows, progress: Progress
 ) -> tuple[dict[str, Any], list[Path]]:
     """Quantize everything that is not on disk yet; the manifest's sites, and the part files in bundle order."""
     config, family = checkpoint.config, checkpoint.family
@@ -221,7 +143,7 @@ def _parts(
     return sites, [work.part(n) for n in names]
 
 
-def _embed(work: Work, checkpoint: Any, recipe: recipes.Recipe, windows: text.Windows) -> tuple[torch.Tensor, torch.Tensor]:
+def _embed(work: Work, checkpoint: Any, recipe: Recipe, windows: text.Windows) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize the embedding; both streams begin as its rows."""
     name = "backbone.embedding.weight"
     scheme = replace(recipe.scheme("embedding"), method="rtn", act=16)
@@ -236,7 +158,7 @@ def _embed(work: Work, checkpoint: Any, recipe: recipes.Recipe, windows: text.Wi
     return stream, exact
 
 
-def _head(work: Work, checkpoint: Any, recipe: recipes.Recipe, windows: text.Windows, stream: torch.Tensor, exact: torch.Tensor) -> None:
+def _head(work: Work, checkpoint: Any, recipe: Recipe, windows: text.Windows, stream: torch.Tensor, exact: torch.Tensor) -> None:
     """Quantize the head (its scale alone when tied), store the tokenizer, and measure the source on the held-out windows."""
     config = checkpoint.config
     norm = checkpoint.tensor("backbone.norm_f.weight").float()
@@ -256,5 +178,5 @@ def _head(work: Work, checkpoint: Any, recipe: recipes.Recipe, windows: text.Win
         packed = np.frombuffer(zlib.compress(checkpoint.tokenizer_json.encode(), 9), np.uint8)
         tensors.append(("tokenizer.json", packed.shape, "row", layouts.pack("row", packed)))
     nll = edges.negative_log_likelihood(checkpoint, exact, windows.held, config, recipe) if len(windows.held) else None
-    _write(work.folder / "source.json", json.dumps({"nll": nll}).encode())
+    write_atomic(work.folder / "source.json", json.dumps({"nll": nll}).encode())
     work.save_part("head", tensors, {"head": site_record(checkpoint.shape("lm_head.weight"), scheme)})

@@ -1,0 +1,183 @@
+"""`quamba-edge pack`: checkpoint in, one bundle out, measured before it gets its name.
+
+    quantize (parts in OUT.work/) → assemble → run it: golden prompts, perplexity → assemble with what was measured
+
+Equal inputs give equal bytes.  An interrupted run keeps OUT.work/ and continues with `resume`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import resource
+import shutil
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quamba_edge import __version__
+from quamba_edge.bundle.manifest import FORMAT, Manifest
+from quamba_edge.bundle.reader import Bundle
+from quamba_edge.bundle.writer import assemble
+from quamba_edge.calibrate.text import Windows
+from quamba_edge.checkpoint import open_checkpoint
+from quamba_edge.quant import recipe as recipes
+from quamba_edge.quant.walk import Progress, Work, parameter_count, quantize_parts, token_windows
+from quamba_edge.runtime.session import Engine, Session
+from quamba_edge.runtime.tokenizer import Tokenizer
+
+SMALL = 1_000_000_000  # parameters; below, embedding and head keep 8 bits
+GOLDEN_PROMPT = 16  # tokens
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """What `quamba-edge pack` reports.  Perplexities are per token of the held-out windows; bits_per_weight counts
+    everything in the bundle but the tokenizer, over the source's parameters."""
+
+    bundle: str
+    bytes: int
+    seconds: float
+    peak_rss_bytes: int
+    perplexity_source: float | None
+    perplexity_bundle: float | None
+    source_bytes: int
+    parameters: int
+    bits_per_weight: float
+
+
+def pack(
+    checkpoint_path: str | Path,
+    out: Path,
+    recipe: str = "w4a8",
+    calib: Path | None = None,
+    calib_samples: int | None = None,
+    calib_len: int | None = None,
+    method: str | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    tokenizer: Path | None = None,
+    chat_template: Path | None = None,
+    eval_tokens: int | None = None,
+    progress: Progress = lambda done, total, text: None,
+) -> PackResult:
+    """Quantize a checkpoint and write the bundle `out`.
+
+    recipe  a shipped name or a JSON file        calib  text or JSON lines; None: text sampled from the model itself
+    method  "gptq" or "rtn" for every site; None: as the recipe says
+    eval_tokens  held-out tokens to measure perplexity on; None: 4096, less for large models, whose numpy run is slow
+
+    Raises errors.QuambaError subclasses.  On KeyboardInterrupt OUT.work/ stays for `resume`.
+    """
+    began = time.monotonic()
+    checkpoint = open_checkpoint(checkpoint_path, tokenizer=tokenizer)
+    parameters = parameter_count(checkpoint)
+    chosen = recipes.load(recipe, small=parameters < SMALL, n_layer=checkpoint.config.n_layer)
+    if method is not None:
+        chosen = chosen.with_method(method)
+    samples, length = calib_samples or 128, calib_len or 512
+    if eval_tokens is None:
+        eval_tokens = 4096 if parameters < SMALL // 4 else length
+    job = {
+        "checkpoint": checkpoint.digest,
+        "recipe": chosen.to_json(),
+        "calib": None if calib is None else hashlib.sha256(calib.read_bytes()).hexdigest() if calib.is_file() else str(calib),
+        "windows": [samples, length, math.ceil(eval_tokens / length), seed],
+        "tokenizer": hashlib.sha256((checkpoint.tokenizer_json or "").encode()).hexdigest(),
+        "version": __version__,
+    }
+    out = Path(out)
+    encode = Tokenizer(checkpoint.tokenizer_json).encode if checkpoint.tokenizer_json else None
+    work = Work(out.with_name(out.name + ".work"), job, resume)
+    windows = token_windows(work, checkpoint, calib, encode, samples, length, job["windows"][2], seed, progress)
+    sites, parts = quantize_parts(work, checkpoint, chosen, windows, progress)
+    manifest = describe(checkpoint, chosen, sites, windows, samples, length, seed, chat_template)
+    total = checkpoint.config.n_layer + 2
+    progress(total, total, "measuring the bundle")
+    draft = work.folder / "draft.qedge"
+    assemble(draft, manifest, parts)
+    manifest = measured(draft, manifest, windows.held, work.source_nll(), parameters)
+    draft.unlink()
+    assemble(out, manifest, parts)
+    with Bundle.open(out, verify=False) as bundle:
+        weight_bytes = sum(bundle.tensor(n).nbytes for n in bundle.manifest.tensors if n != "tokenizer.json")
+    shutil.rmtree(work.folder)
+    return PackResult(
+        str(out),
+        out.stat().st_size,
+        time.monotonic() - began,
+        peak_rss(),
+        manifest.perplexity["source"],
+        manifest.perplexity["bundle"],
+        checkpoint.bytes,
+        parameters,
+        8 * weight_bytes / parameters,
+    )
+
+
+def peak_rss() -> int:
+    """Largest resident set of this process so far, bytes."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def describe(
+    checkpoint: Any, recipe: recipes.Recipe, sites: dict[str, Any], windows: Windows, samples: int, length: int, seed: int, chat: Path | None
+) -> Manifest:
+    """The manifest of a bundle that has not been run yet."""
+    vocab, special = checkpoint.config.true_vocab_size, {"eos": [], "bos": None}
+    if checkpoint.tokenizer_json:
+        tokenizer = Tokenizer(checkpoint.tokenizer_json)
+        vocab = min(vocab, tokenizer.vocab_size)
+        special = {"eos": tokenizer.eos_ids(), "bos": tokenizer.bos_id()}
+    return Manifest(
+        format=FORMAT,
+        producer=f"quamba_edge {__version__}",
+        family=checkpoint.family,
+        config=checkpoint.config.to_json(),
+        recipe=recipe.to_json(),
+        sites=sites,
+        tensors={},
+        vocab_size=vocab,
+        rotate=recipe.rotate,
+        calibration={**windows.record, "samples": samples, "length": length, "seed": seed},
+        perplexity={"source": None, "bundle": None, "tokens": 0},
+        golden=[],
+        source={"name": checkpoint.path.name, "digest": checkpoint.digest, "license": checkpoint.license},
+        tokenizer=special,
+        chat_template=chat.read_text() if chat is not None else checkpoint.chat_template,
+    )
+
+
+def measured(draft: Path, manifest: Manifest, held: np.ndarray, source_nll: float | None, parameters: int) -> Manifest:
+    """The manifest with what the bundle does: perplexity of the held-out windows, and what it says greedily."""
+    perplexity: dict[str, Any] = {"source": None, "bundle": None, "tokens": 0}
+    with Bundle.open(draft, verify=False) as bundle:
+        engine = Engine(bundle, backend="reference")
+        if len(held) and source_nll is not None:
+            scores = np.concatenate([engine.score(w[None]) for w in held])
+            perplexity = {
+                "source": math.exp(source_nll),
+                "bundle": math.exp(-scores.mean()),
+                "tokens": scores.size,
+                "convention": f"windows of {held.shape[1]} tokens, each from an empty state, the first token not scored",
+            }
+        prompt = [int(t) for t in (held[0, :GOLDEN_PROMPT] if len(held) else range(1, GOLDEN_PROMPT + 1))]
+        count = 32 if parameters < SMALL // 4 else 4
+        golden = [golden_prompt(engine, prompt, count)]
+    return replace(manifest, perplexity=perplexity, golden=golden)
+
+
+def golden_prompt(engine: Engine, prompt: list[int], count: int) -> dict[str, Any]:
+    """Greedy tokens after `prompt`, and the five largest logits of the first of them."""
+    session = Session(engine)
+    logits = session.prefill(prompt)
+    first = [[int(i), float(logits[i])] for i in np.argsort(-logits, kind="stable")[:5]]
+    tokens = [int(logits.argmax())]
+    while len(tokens) < count:
+        tokens.append(int(session.decode(tokens[-1]).argmax()))
+    return {"prompt": prompt, "tokens": tokens, "top": first}

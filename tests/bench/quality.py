@@ -1,0 +1,81 @@
+"""Perplexity and size of packed models against their checkpoints, on a whole text; run by hand.
+
+    python tests/bench/quality.py --models DIR... --calib TEXT --text TEXT [--modes w8a8,w4a8] [--ablation] [--limit-tokens N] [--json FILE]
+
+--ablation packs each model in W8A8 and W4A8 with one choice taken back at a time, to show what the choice buys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from quamba_edge.apps.evaluate import evaluate
+from quamba_edge.pack import pack
+from quamba_edge.quant.recipe import Recipe, Scheme, shipped
+
+MODES = ("w16a16", "w8a8", "w4a16", "w4a8")
+
+
+def edges(recipe: Recipe, bits: int) -> Recipe:
+    """The recipe with embedding and head at `bits`."""
+    act = recipe.scheme("head").act
+    return replace(recipe, sites={**recipe.sites, "embedding": Scheme(bits, act, method="rtn"), "head": Scheme(bits, act)})
+
+
+ABLATIONS = {
+    "all": lambda r: r,
+    "no rotation": lambda r: replace(r, rotate=False),
+    "no GPTQ": lambda r: r.with_method("rtn"),
+    "no clip search": lambda r: replace(r, clip_search=False),
+    "x per sort-and-cluster group": lambda r: replace(r, x_grain="group"),
+    "x, B, C per tensor": lambda r: replace(r, x_grain="tensor", bc_grain="tensor"),
+    "x per tensor, 99.9 percentile": lambda r: replace(r, x_grain="tensor", bc_grain="tensor", percentile=99.9),
+    "x per channel, 99.99 percentile": lambda r: replace(r, percentile=99.99),
+    "8-bit weights per tensor": lambda r: replace(r, weight_grain="tensor"),
+    "signed embedding scale": lambda r: replace(r, signed_embedding=True),
+    "4-bit embedding and head": lambda r: edges(r, 4),
+}
+
+
+def measure(model: Path, recipe: Recipe, calib: Path, text: Path, limit: int | None, source: float) -> dict:
+    """Pack, evaluate, throw away; one row."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.json"
+        file.write_text(json.dumps(recipe.to_json()))
+        made = pack(model, Path(folder) / "m.qedge", str(file), calib, eval_tokens=0)
+        found = evaluate(Path(made.bundle), text, limit_tokens=limit)
+    return {"perplexity": found.perplexity, "ratio": found.perplexity / source, "bytes": made.bytes, "bits_per_weight": made.bits_per_weight}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, nargs="+", required=True)
+    parser.add_argument("--calib", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--limit-tokens", type=int)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    rows = []
+    for model in args.models:
+        source = evaluate(model, args.text, limit_tokens=args.limit_tokens)
+        print(f"\n{model.name}: checkpoint perplexity {source.perplexity:.4f} on {source.tokens} tokens", flush=True)
+        for mode in args.modes.split(","):
+            for name, change in (ABLATIONS if args.ablation else {"all": ABLATIONS["all"]}).items():
+                recipe = change(shipped(mode))
+                if (recipe.x_grain == "group" and "mamba1" in model.name) or (args.ablation and name != "all" and recipe == shipped(mode)):
+                    continue
+                row = {"model": model.name, "mode": mode, "variant": name, **measure(model, recipe, args.calib, args.text, args.limit_tokens, source.perplexity)}
+                rows.append(row)
+                print(f"  {mode:7s} {name:32s} {row['perplexity']:9.4f}  x{row['ratio']:.4f}  {row['bytes']:9d} B  {row['bits_per_weight']:.3f} bits", flush=True)
+                if args.json:
+                    args.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

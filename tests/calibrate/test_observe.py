@@ -1,0 +1,59 @@
+"""Observers see everything that passes; fake quantization is the runtime's rounding."""
+
+import torch
+
+from quamba_edge.calibrate.observe import FakeQuant, Observer, fake_quant, scale_of, state_scales
+from quamba_edge.quant.hadamard import rotate
+
+
+def identity(x):
+    return x
+
+
+def test_peaks_and_hessians_accumulate_over_batches():
+    observer = Observer(identity, {"in_proj"})
+    batches = [torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(s)) for s in range(3)]
+    for batch in batches:
+        observer("in_proj", batch)
+        observer("x", batch)
+    flat = torch.cat(batches).reshape(-1, 8)
+    assert torch.equal(observer.peak["x"], flat.abs().amax(0))
+    assert observer.peak["in_proj"] == flat.abs().max()
+    assert torch.allclose(observer.hessian["in_proj"], flat.T @ flat, rtol=1e-5)
+
+
+def test_out_proj_is_observed_after_the_online_rotation():
+    value = torch.randn(1, 4, 12, generator=torch.Generator().manual_seed(1))
+    observer = Observer(rotate, {"out_proj"})
+    assert torch.allclose(observer("out_proj", value), rotate(value))
+    flat = rotate(value)[0]
+    assert torch.allclose(observer.hessian["out_proj"], flat.T @ flat, atol=1e-5)
+
+
+def test_a_percentile_cuts_rare_outliers_of_x_only():
+    value = torch.ones(1, 1000, 4)
+    value[0, 7] = 50
+    observer = Observer(identity, set(), percentile=99.0)
+    for name in ("x", "in_proj"):
+        observer(name, value)
+    assert observer.peak["x"].max() == 1 and observer.peak["in_proj"] == 50
+
+
+def test_a_silent_channel_still_gets_a_usable_scale():
+    scale = scale_of(torch.tensor([10.0, 0.0]))
+    assert scale[0] == 10 / 127 and torch.isclose(scale[1], torch.tensor(0.01 / 127))
+
+
+def test_fake_quant_rounds_to_even_and_clamps():
+    assert fake_quant(torch.tensor([0.5, 1.5, -2.5, 900.0]), torch.ones(1)).tolist() == [0, 2, -2, 127]
+    tap = FakeQuant(identity, {"x": torch.tensor([1.0, 0.1])})
+    assert torch.allclose(tap("x", torch.tensor([[[1.4, 1.44]]])), torch.tensor([[[1.0, 1.4]]]))
+    assert tap("in_proj", torch.tensor([[[1 / 3]]])).item() == torch.tensor(1 / 3).half().float().item()
+    assert tap("B", torch.tensor([[[1 / 3]]])).item() == torch.tensor(1 / 3).item()
+
+
+def test_state_scales_cover_what_was_seen():
+    peak = torch.rand(2, 6, 8, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 2, 8)
+    rows, cols = state_scales(peak, margin=1.0)
+    covered = rows.view(2, 6, 1) * cols.view(2, 1, 8) * 127
+    assert (covered >= peak * 0.9999).all() and covered.max() < 20 * peak.max()

@@ -1,0 +1,54 @@
+"""Calibration windows: seeded, from the right part of the text, and refused when the text is too short."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quamba_edge.calibrate.text import cut_windows, from_file, read_documents
+from quamba_edge.errors import BadText
+
+
+@given(st.integers(400, 3000), st.integers(1, 20), st.integers(2, 50), st.integers(0, 6), st.integers(0, 9))
+def test_calibration_and_held_out_windows_share_no_token(total, samples, length, held, seed):
+    calib, rest = cut_windows(np.arange(total), samples, length, held, seed)
+    assert calib.shape == (samples, length) and rest.shape[1] == length
+    assert (np.diff(calib, axis=1) == 1).all()
+    assert len(rest) <= held and (not held or not len(rest) or calib.max() < rest.min())
+    again, _ = cut_windows(np.arange(total), samples, length, held, seed)
+    assert (calib == again).all()
+
+
+def test_short_text_says_how_much_is_needed():
+    with pytest.raises(BadText, match="calib-len"):
+        cut_windows(np.arange(50), 4, 64, 1, 0)
+
+
+def test_reads_text_json_lines_and_chat(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo")
+    lines = [{"text": "x"}, {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert read_documents(tmp_path / "a.txt") == ["one\ntwo"]
+    assert read_documents(tmp_path / "b.jsonl") == ["x", "hi\nho"]
+
+
+@pytest.mark.parametrize("content", ["{broken", '{"other": 1}', "[]", '{"messages": [3]}'])
+def test_bad_json_lines_name_the_line(tmp_path, content):
+    (tmp_path / "b.jsonl").write_text('{"text": "fine"}\n' + content)
+    with pytest.raises(BadText, match="line 2"):
+        read_documents(tmp_path / "b.jsonl")
+
+
+def test_binary_and_missing_files_are_refused(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00\x81")
+    for path in (tmp_path / "x.txt", tmp_path / "absent.txt", tmp_path):
+        with pytest.raises(BadText):
+            read_documents(path)
+
+
+def test_a_foreign_tokenizer_is_noticed(tmp_path):
+    (tmp_path / "a.txt").write_text("word " * 400)
+    with pytest.raises(BadText, match="not the model's"):
+        from_file(tmp_path / "a.txt", lambda d: [99] * len(d), 50, 2, 16, 1, 0)
