@@ -1,0 +1,63 @@
+# `make` lists the verbs.  Each makes the environment it needs in .venv; nothing is installed outside this folder.
+
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= 2
+# Where to take torch from, when not from pip's usual index: https://download.pytorch.org/whl/cpu has the small CPU build.
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := QUAMBA_SKIP_NATIVE=1 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+WIRE := quamba_edge/bundle quamba_edge/ops quamba_edge/layouts.py quamba_edge/quant/recipe.py
+REFERENCE := $(BIN)/python -c 'from quamba_edge.cli import reference_markdown; print(reference_markdown(), end="")'
+
+.PHONY: help demo test test-all lint native bench docs clean
+
+help:  ## list these verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.pack native  ## pack the embedded story teller to 4 bits, compare with the original, hear a story
+	$(BIN)/python demos/make_demo.py
+
+test: lint native  ## style, types of the wire, command reference, and every quick test
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
+
+test-all: lint native  ## the same, with the slow tests
+	$(BIN)/python -m pytest -q -n $(JOBS)
+
+lint: $(VENV)/.test  ## ruff, mypy on the wire, docs/cli.md against the parser
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(WIRE)
+	@$(REFERENCE) | diff docs/cli.md - || { echo "docs/cli.md is not what the command line says of itself: make docs"; exit 1; }
+
+native: $(VENV)/.pack  ## compile csrc/ where there is a compiler; one line and a slower run where there is none
+	@$(BIN)/python setup.py -q build_native --build-lib=.
+
+bench: $(VENV)/.test  ## run every script in tests/bench; the last line of each is JSON
+	@for script in tests/bench/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
+
+docs: $(VENV)/.pack  ## write docs/cli.md from the parser
+	@mkdir -p build && $(REFERENCE) > build/cli.md && mv build/cli.md docs/cli.md
+
+clean:  ## remove what was built here, the environment too
+	rm -rf $(VENV) build dist *.egg-info quamba_edge/_native .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	find quamba_edge tests demos -name __pycache__ -type d -exec rm -rf {} +
+
+# Absent Python, old Python and a Python without ensurepip (Debian without python3-venv) each get one line that says what to do.
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.10 or later (apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is $$($(PYTHON) -V), quamba_edge needs 3.10 or later: make PYTHON=/path/to/python3.10"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: apt install python3-venv, then again"; exit 1; }
+	@echo "making $(VENV), once: a few minutes.  Much less to load on a machine without a GPU: make TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.pack: $(VENV)/.made pyproject.toml setup.py constraints.txt
+	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch)
+	$(PIP) 'setuptools>=77' -e '.[pack]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.pack
+	$(PIP) -e '.[pack,test]'
+	@touch $@
