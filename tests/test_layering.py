@@ -27,6 +27,7 @@ FREE = (
     "devices",
     "ops*",
     "models",
+    "models.fields",
     "models.program",
     "models.*.config",
     "models.*.program",
