@@ -90,7 +90,7 @@ def test_constraints_pin_what_tests_run_on():
     lines = [x.split("#")[0].strip() for x in (REPO / "constraints.txt").read_text().splitlines()]
     assert "torch==2.13.0" in lines
     for line in filter(None, lines):
-        assert re.match(r"[a-z_-]+==[0-9.]+(; python_version [<>]=? \"3\.\d+\")?$", line), line
+        assert re.match(r"[a-z0-9_-]+==[0-9.]+(; python_version [<>]=? \"3\.\d+\")?$", line), line
 
 
 def test_licence_is_apache_2():
@@ -133,6 +133,7 @@ def build_native(folder: Path, recipe: str | None, **environment: str) -> subpro
     pytest.importorskip("setuptools", reason="setuptools is not installed: pip install setuptools")
     (folder / "quamba_edge").mkdir()
     (folder / "quamba_edge" / "__init__.py").touch()
+    (folder / "pyproject.toml").write_text('[tool.setuptools]\npackages = ["quamba_edge"]\n')
     (folder / "setup.py").write_bytes((REPO / "setup.py").read_bytes())
     if recipe is not None:
         (folder / "csrc").mkdir()
