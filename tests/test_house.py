@@ -133,7 +133,9 @@ def build_native(folder: Path, recipe: str | None, **environment: str) -> subpro
     pytest.importorskip("setuptools", reason="setuptools is not installed: pip install setuptools")
     (folder / "quamba_edge").mkdir()
     (folder / "quamba_edge" / "__init__.py").touch()
-    (folder / "pyproject.toml").write_text('[tool.setuptools]\npackages = ["quamba_edge"]\n')
+    (folder / "pyproject.toml").write_text(
+        '[project]\nname = "empty"\nversion = "0"\n[tool.setuptools]\npackages = ["quamba_edge"]\n'
+    )
     (folder / "setup.py").write_bytes((REPO / "setup.py").read_bytes())
     if recipe is not None:
         (folder / "csrc").mkdir()
