@@ -22,7 +22,7 @@ import numpy as np
 from quamba_edge import __version__
 from quamba_edge.bundle.manifest import FORMAT, Manifest
 from quamba_edge.bundle.reader import Bundle
-from quamba_edge.bundle.writer import assemble
+from quamba_edge.bundle.writer import amend, assemble
 from quamba_edge.calibrate.text import Windows
 from quamba_edge.checkpoint import open_checkpoint
 from quamba_edge.quant import recipe as recipes
@@ -85,7 +85,11 @@ def pack(
     job = {
         "checkpoint": checkpoint.digest,
         "recipe": chosen.to_json(),
-        "calib": None if calib is None else hashlib.sha256(calib.read_bytes()).hexdigest() if calib.is_file() else str(calib),
+        "calib": None
+        if calib is None
+        else hashlib.sha256(calib.read_bytes()).hexdigest()
+        if calib.is_file()
+        else str(calib),
         "windows": [samples, length, math.ceil(eval_tokens / length), seed],
         "tokenizer": hashlib.sha256((checkpoint.tokenizer_json or "").encode()).hexdigest(),
         "version": __version__,
@@ -101,8 +105,7 @@ def pack(
     draft = work.folder / "draft.qedge"
     assemble(draft, manifest, parts)
     manifest = measured(draft, manifest, windows.held, work.source_nll(), parameters)
-    draft.unlink()
-    assemble(out, manifest, parts)
+    amend(draft, lambda plain: replace(plain, perplexity=manifest.perplexity, golden=manifest.golden), out)
     with Bundle.open(out, verify=False) as bundle:
         weight_bytes = sum(bundle.tensor(n).nbytes for n in bundle.manifest.tensors if n != "tokenizer.json")
     shutil.rmtree(work.folder)
@@ -126,7 +129,14 @@ def peak_rss() -> int:
 
 
 def describe(
-    checkpoint: Any, recipe: recipes.Recipe, sites: dict[str, Any], windows: Windows, samples: int, length: int, seed: int, chat: Path | None
+    checkpoint: Any,
+    recipe: recipes.Recipe,
+    sites: dict[str, Any],
+    windows: Windows,
+    samples: int,
+    length: int,
+    seed: int,
+    chat: Path | None,
 ) -> Manifest:
     """The manifest of a bundle that has not been run yet."""
     vocab, special = checkpoint.config.true_vocab_size, {"eos": [], "bos": None}
@@ -141,7 +151,6 @@ def describe(
         config=checkpoint.config.to_json(),
         recipe=recipe.to_json(),
         sites=sites,
-        tensors={},
         vocab_size=vocab,
         rotate=recipe.rotate,
         calibration={**windows.record, "samples": samples, "length": length, "seed": seed},
@@ -159,7 +168,7 @@ def measured(draft: Path, manifest: Manifest, held: np.ndarray, source_nll: floa
     with Bundle.open(draft, verify=False) as bundle:
         engine = Engine(bundle, backend="reference")
         if len(held) and source_nll is not None:
-            scores = np.concatenate([engine.score(w[None]) for w in held])
+            scores = engine.score(held)
             perplexity = {
                 "source": math.exp(source_nll),
                 "bundle": math.exp(-scores.mean()),

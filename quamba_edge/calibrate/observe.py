@@ -11,7 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-MARGIN = 1e-3  # a channel's scale is at least this share of the largest one's: a channel silent in calibration may yet speak
+MARGIN = (
+    1e-3  # a channel's scale is at least this share of the largest one's: a channel silent in calibration may yet speak
+)
 
 
 class Observer:
@@ -39,7 +41,9 @@ class Observer:
         if name in ("in_proj", "out_proj", "dt_proj"):
             self._measure(name, value.reshape(-1, 1))
         elif name in ("x", "B", "C"):
-            self._measure(name, value.reshape(-1, value.shape[-1]) if value.ndim == 3 else value.flatten(2).flatten(0, 1))
+            self._measure(
+                name, value.reshape(-1, value.shape[-1]) if value.ndim == 3 else value.flatten(2).flatten(0, 1)
+            )
         elif name == "state":
             self._raise(name, value.abs().flatten(0, 1).amax(0))
         for site in self.wanted & ({"x_proj"} if name == "x" else {name}):

@@ -30,7 +30,9 @@ def read_documents(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise BadText(f"{path}: cannot be read as UTF-8 text ({e}); give a text file or JSON lines with \"text\"") from None
+        raise BadText(
+            f'{path}: cannot be read as UTF-8 text ({e}); give a text file or JSON lines with "text"'
+        ) from None
     if path.suffix not in (".jsonl", ".json"):
         return [text]
     documents = []
@@ -41,7 +43,7 @@ def read_documents(path: Path) -> list[str]:
             raw = json.loads(line)
             documents.append(raw["text"] if "text" in raw else "\n".join(m["content"] for m in raw["messages"]))
         except (ValueError, KeyError, TypeError):
-            raise BadText(f"{path}, line {number}: expected an object with \"text\" or \"messages\"") from None
+            raise BadText(f'{path}, line {number}: expected an object with "text" or "messages"') from None
     return documents
 
 
@@ -51,7 +53,9 @@ def cut_windows(ids: np.ndarray, samples: int, length: int, held: int, seed: int
     kept = min(kept, len(ids) // 4)
     head, tail = ids[: len(ids) - kept], ids[len(ids) - kept :]
     if len(head) < length or (held and len(tail) < length):
-        raise BadText(f"the calibration text has {len(ids)} tokens; {length} per window need at least {4 * length + 4}: give more text or a smaller --calib-len")
+        raise BadText(
+            f"the calibration text has {len(ids)} tokens; {length} per window need at least {4 * length + 4}: give more text or a smaller --calib-len"
+        )
     starts = np.random.default_rng(seed).integers(0, len(head) - length + 1, samples)
     calib = np.stack([head[s : s + length] for s in starts])
     count = min(held, len(tail) // length)
@@ -64,14 +68,18 @@ def from_file(path: Path, encode: Any, vocab_size: int, samples: int, length: in
     documents = read_documents(path)
     ids = np.concatenate([np.asarray(encode(d), np.int64) for d in documents] or [np.empty(0, np.int64)])
     if len(ids) and ids.max() >= vocab_size:
-        raise BadText(f"the tokenizer gives id {ids.max()}, the model has {vocab_size} rows: this tokenizer is not the model's")
+        raise BadText(
+            f"the tokenizer gives id {ids.max()}, the model has {vocab_size} rows: this tokenizer is not the model's"
+        )
     calib, rest = cut_windows(ids, samples, length, held, seed)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Windows(calib, rest, {"source": path.name, "sha256": digest, "tokens_available": len(ids)})
 
 
 @torch.no_grad()
-def from_model(lm: Any, first: int, vocab_size: int, samples: int, length: int, held: int, seed: int, progress: Any = None) -> Windows:
+def from_model(
+    lm: Any, first: int, vocab_size: int, samples: int, length: int, held: int, seed: int, progress: Any = None
+) -> Windows:
     """Text that the model itself writes at temperature 1, starting from token `first`; no download, nobody's data.
 
     lm is the reference LM; all samples + held sequences advance together, one token at a time.
@@ -87,4 +95,12 @@ def from_model(lm: Any, first: int, vocab_size: int, samples: int, length: int, 
         if progress is not None:
             progress(step + 1, length - 1, "sampling text from the model")
     text = torch.cat(out, 1).numpy()
-    return Windows(text[:samples], text[samples:], {"source": "sampled from the model", "sha256": hashlib.sha256(text.tobytes()).hexdigest(), "first_token": first})
+    return Windows(
+        text[:samples],
+        text[samples:],
+        {
+            "source": "sampled from the model",
+            "sha256": hashlib.sha256(text.tobytes()).hexdigest(),
+            "first_token": first,
+        },
+    )

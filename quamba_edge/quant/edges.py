@@ -85,7 +85,9 @@ def head_input(stream: Tensor, config: Any, recipe: Recipe, norm_weight: Tensor)
     return rotate(norm_weight * unrotate(x)) if recipe.rotate else norm_weight * x
 
 
-def observe_head(stream: Tensor, config: Any, recipe: Recipe, norm_weight: Tensor, hessian: bool) -> tuple[Tensor, Tensor | None]:
+def observe_head(
+    stream: Tensor, config: Any, recipe: Recipe, norm_weight: Tensor, hessian: bool
+) -> tuple[Tensor, Tensor | None]:
     """Static scale of the head's input, and the GPTQ factor of its Hessian where asked for."""
     observer = Observer(identity, {"in_proj"} if hessian else set())
     for sequence in stream:

@@ -20,7 +20,11 @@ def _factors(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     low = 1 << (power.bit_length() // 2)
     parts = rotation.base_matrix(base), rotation.sylvester(power // low), rotation.sylvester(low)
     scale = (base * power) ** -0.5  # a size that no base covers is block-diagonal: n / (base * power) blocks
-    return torch.tensor(parts[0] * scale, dtype=dtype), torch.tensor(parts[1], dtype=dtype), torch.tensor(parts[2], dtype=dtype)
+    return (
+        torch.tensor(parts[0] * scale, dtype=dtype),
+        torch.tensor(parts[1], dtype=dtype),
+        torch.tensor(parts[2], dtype=dtype),
+    )
 
 
 def rotate(x: Tensor) -> Tensor:

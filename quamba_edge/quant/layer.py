@@ -76,7 +76,9 @@ def quantize_weight(w: Tensor, scheme: Scheme, hessian: Tensor | None, recipe: R
     return quantize_rtn(w, scheme, importance, search=recipe.clip_search, grain=recipe.weight_grain)
 
 
-def activation_scales(observer: Observer, schemes: dict[str, Scheme], recipe: Recipe, config: Any, grouping: Any) -> dict[str, Tensor]:
+def activation_scales(
+    observer: Observer, schemes: dict[str, Scheme], recipe: Recipe, config: Any, grouping: Any
+) -> dict[str, Tensor]:
     """Static int8 scales by tap name; a tap that stays float has none."""
     peak, scales = observer.peak, {}
     for site in ("in_proj", "out_proj", "dt_proj"):
@@ -130,7 +132,14 @@ def to_half(w: Tensor, site: str) -> Tensor:
 
 def site_record(shape: tuple[int, ...], scheme: Scheme) -> dict[str, Any]:
     """What the manifest says of a site of that shape (N, K)."""
-    return {"N": shape[0], "K": shape[1], "bits": scheme.bits, "group": scheme.group, "act": scheme.act, "method": scheme.method}
+    return {
+        "N": shape[0],
+        "K": shape[1],
+        "bits": scheme.bits,
+        "group": scheme.group,
+        "act": scheme.act,
+        "method": scheme.method,
+    }
 
 
 def ssm_tensors(

@@ -65,8 +65,14 @@ class Recipe:
     signed_embedding: bool = False
 
     def __post_init__(self) -> None:
-        if self.x_grain not in GRAINS or self.bc_grain not in ("group", "tensor") or self.weight_grain not in ("channel", "tensor"):
-            raise BadRecipe(f"recipe {self.name!r}: x_grain is one of {GRAINS}, bc_grain and weight_grain a subset of them")
+        if (
+            self.x_grain not in GRAINS
+            or self.bc_grain not in ("group", "tensor")
+            or self.weight_grain not in ("channel", "tensor")
+        ):
+            raise BadRecipe(
+                f"recipe {self.name!r}: x_grain is one of {GRAINS}, bc_grain and weight_grain a subset of them"
+            )
         if not 0 < self.percentile <= 100:
             raise BadRecipe(f"recipe {self.name!r}: percentile {self.percentile} is not in (0, 100]")
 
@@ -75,7 +81,7 @@ class Recipe:
         for pattern in reversed(self.sites):
             if fnmatchcase(site, pattern):
                 return self.sites[pattern]
-        raise BadRecipe(f"recipe {self.name!r} says nothing about {site}; add a pattern such as \"*\"")
+        raise BadRecipe(f'recipe {self.name!r} says nothing about {site}; add a pattern such as "*"')
 
     def with_method(self, method: str) -> Recipe:
         return replace(self, sites={p: replace(s, method=method) for p, s in self.sites.items()})
@@ -89,9 +95,11 @@ class Recipe:
         if isinstance(raw, list):
             return mixed(raw)
         if not isinstance(raw, dict) or not isinstance(raw.get("sites"), dict):
-            raise BadRecipe("a recipe is an object with \"sites\", or a list of one mode name per layer")
+            raise BadRecipe('a recipe is an object with "sites", or a list of one mode name per layer')
         if "layers" in raw:
-            raise BadRecipe('"layers" is not a recipe field: give the list alone, or patterns such as "layers.3.*" in "sites"')
+            raise BadRecipe(
+                '"layers" is not a recipe field: give the list alone, or patterns such as "layers.3.*" in "sites"'
+            )
         unknown = set(raw) - {f.name for f in fields(cls)}
         if unknown:
             raise BadRecipe(f"unknown recipe fields: {', '.join(sorted(unknown))}")
@@ -109,7 +117,13 @@ def _recipe(name: str, bits: int, act: int, *, small: bool) -> Recipe:
     body = Scheme(bits, act)
     edge = Scheme(8 if small else bits, act)
     # x_proj and dt_proj (Mamba1) are 5 % of the weights and feed the exponential: 8 bits, and dt_proj's few inputs stay f16.
-    sites = {"*": body, "embedding": replace(edge, method="rtn"), "head": edge, "*.x_proj": Scheme(8, act), "*.dt_proj": Scheme(8, 16)}
+    sites = {
+        "*": body,
+        "embedding": replace(edge, method="rtn"),
+        "head": edge,
+        "*.x_proj": Scheme(8, act),
+        "*.dt_proj": Scheme(8, 16),
+    }
     return Recipe(name, sites, ssm_act=act)
 
 

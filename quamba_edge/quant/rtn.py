@@ -47,7 +47,11 @@ def scale4(w: Tensor, importance: Tensor | None, search: bool) -> Tensor:
         s = (extreme * (clip / -8)).half().float()
         s = torch.where(s == 0, TINY, s)
         miss = w - ((w / s).round() + 8).clamp(0, 15).sub(8) * s
-        error = (miss.square() * importance).sum(1, keepdim=True) if importance is not None else miss.square().sum(1, keepdim=True)
+        error = (
+            (miss.square() * importance).sum(1, keepdim=True)
+            if importance is not None
+            else miss.square().sum(1, keepdim=True)
+        )
         if best_error is None or best is None:
             best_error, best = error, s
         else:
@@ -78,7 +82,13 @@ def encode8(w: Tensor, scale: Tensor) -> Tensor:
 
 
 def quantize_rtn(
-    w: Tensor, scheme: Scheme, importance: Tensor | None = None, *, search: bool = True, grain: str = "channel", signed: bool = False
+    w: Tensor,
+    scheme: Scheme,
+    importance: Tensor | None = None,
+    *,
+    search: bool = True,
+    grain: str = "channel",
+    signed: bool = False,
 ) -> Codes:
     """Codes of w (N, K), f32.  importance (K) is the mean square of each input, or None for all alike."""
     if scheme.bits == 8:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from quamba_edge import layouts, models
-from quamba_edge.bundle.writer import write_part
+from quamba_edge.bundle.writer import Part, write_part
 from quamba_edge.calibrate import text
 from quamba_edge.errors import BadText, BadUsage
 from quamba_edge.quant import edges
@@ -33,7 +33,9 @@ from quamba_edge.quant.transform import layer_reader
 
 Progress = Callable[[int, int, str], None]  # done, total, what
 Encode = Callable[[str], list[int]]
-SELF_SAMPLING_LIMIT = 1_500_000_000  # parameters; a larger model is not loaded whole just to write its own calibration text
+SELF_SAMPLING_LIMIT = (
+    1_500_000_000  # parameters; a larger model is not loaded whole just to write its own calibration text
+)
 
 
 def parameter_count(checkpoint: Any) -> int:
@@ -49,17 +51,31 @@ class Work:
         self.folder, note = folder, folder / "job.json"
         found = json.loads(note.read_text()) if note.exists() else None
         if resume and found != job:
-            changed = "there is none" if found is None else "it differs in " + ", ".join(k for k in job if found.get(k) != job[k])
-            raise BadUsage(f"--resume: no unfinished job like this in {folder} ({changed}); run without --resume to start anew")
+            changed = (
+                "there is none"
+                if found is None
+                else "it differs in " + ", ".join(k for k in job if found.get(k) != job[k])
+            )
+            raise BadUsage(
+                f"--resume: no unfinished job like this in {folder} ({changed}); run without --resume to start anew"
+            )
         if not resume and found == job and any(folder.glob("part-*")):
-            raise BadUsage(f"{folder} holds finished layers of this very job: add --resume to go on, or delete the folder")
+            raise BadUsage(
+                f"{folder} holds finished layers of this very job: add --resume to go on, or delete the folder"
+            )
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(note, json.dumps(job).encode())
 
     def part(self, name: str) -> Path:
+        """Where the finished tensors of a piece ("embedding", "layer-003", "head") are kept."""
         return self.folder / f"part-{name}"
+
+    def source_nll(self) -> float | None:
+        """Mean nats per token of the source on the held-out windows, once the head is done; None if there are none."""
+        found: float | None = Part.open(self.part("head")).note["source_nll"]
+        return found
 
     def save_streams(self, stage: int, stream: torch.Tensor, exact: torch.Tensor) -> None:
         path = self.folder / f"streams-{stage}.npy"
@@ -78,8 +94,12 @@ class Work:
             return None
         flat = torch.from_numpy(np.load(saved[-1]))
         size = windows.calib.size * width
-        shape = lambda w: (*w.shape, width)  # noqa: E731
-        return int(saved[-1].stem.split("-")[1]), flat[:size].reshape(shape(windows.calib)), flat[size:].reshape(shape(windows.held))
+        shape = lambda w: (*w.shape, width)
+        return (
+            int(saved[-1].stem.split("-")[1]),
+            flat[:size].reshape(shape(windows.calib)),
+            flat[size:].reshape(shape(windows.held)),
+        )
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -90,7 +110,15 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def token_windows(
-    work: Work, checkpoint: Any, calib: Path | None, encode: Encode | None, samples: int, length: int, held: int, seed: int, progress: Progress
+    work: Work,
+    checkpoint: Any,
+    calib: Path | None,
+    encode: Encode | None,
+    samples: int,
+    length: int,
+    held: int,
+    seed: int,
+    progress: Progress,
 ) -> text.Windows:
     """Token windows of this job, kept in the work folder so that a resumed run sees the same.  No `calib`: the model writes them."""
     kept, record = work.folder / "windows.npz", work.folder / "windows.json"
@@ -100,11 +128,15 @@ def token_windows(
     vocab, parameters = checkpoint.config.true_vocab_size, parameter_count(checkpoint)
     if calib is not None:
         if encode is None:
-            raise BadText(f"{checkpoint.path} has no tokenizer.json, so text cannot become tokens: give --tokenizer FILE")
+            raise BadText(
+                f"{checkpoint.path} has no tokenizer.json, so text cannot become tokens: give --tokenizer FILE"
+            )
         windows = text.from_file(calib, encode, vocab, samples, length, held, seed)
     elif parameters > SELF_SAMPLING_LIMIT:
         size = f"{parameters / 1e9:.1f}B parameters"
-        raise BadText(f"with no --calib FILE the model writes its own calibration text, which would hold all {size} in memory: give --calib FILE")
+        raise BadText(
+            f"with no --calib FILE the model writes its own calibration text, which would hold all {size} in memory: give --calib FILE"
+        )
     else:
         lm = models.find(checkpoint.family, "reference").LM.from_checkpoint(checkpoint)
         windows = text.from_model(lm, 0, vocab, samples, length, held, seed, progress)
@@ -133,13 +165,13 @@ def quantize_parts(
         made = quantize_layer(i, read(i), family, config, recipe, stream, exact)
         prefix = f"layers.{i}."
         tensors = [(prefix + n, array.shape, layout, layouts.pack(layout, array)) for n, layout, array in made.tensors]
-        work.save_part(names[i + 1], tensors, {prefix + n: s for n, s in made.sites.items()})
+        write_part(work.part(names[i + 1]), tensors, {"sites": {prefix + n: s for n, s in made.sites.items()}})
         work.save_streams(i + 1, stream, exact)
     progress(config.n_layer + 1, total, "output head")
     _head(work, checkpoint, recipe, windows, stream, exact)
     sites: dict[str, Any] = {}
     for name in names:
-        sites.update(json.loads(work.part(name).with_suffix(".json").read_text()))
+        sites.update(Part.open(work.part(name)).note["sites"])
     return sites, [work.part(n) for n in names]
 
 
@@ -148,7 +180,8 @@ def _embed(work: Work, checkpoint: Any, recipe: Recipe, windows: text.Windows) -
     name = "backbone.embedding.weight"
     scheme = replace(recipe.scheme("embedding"), method="rtn", act=16)
     made = edges.store_edge(checkpoint, name, scheme, recipe, None, None, recipe.signed_embedding)
-    work.save_part("embedding", [(f"embedding.{n}", *rest) for n, *rest in made], {"embedding": site_record(checkpoint.shape(name), scheme)})
+    record = {"embedding": site_record(checkpoint.shape(name), scheme)}
+    write_part(work.part("embedding"), [(f"embedding.{n}", *rest) for n, *rest in made], {"sites": record})
     stream = torch.from_numpy(edges.looked_up(made, scheme, windows.calib))
     exact = torch.empty(*windows.held.shape, checkpoint.config.d_model)
     for index, token in enumerate(windows.held.reshape(-1)):
@@ -158,7 +191,9 @@ def _embed(work: Work, checkpoint: Any, recipe: Recipe, windows: text.Windows) -
     return stream, exact
 
 
-def _head(work: Work, checkpoint: Any, recipe: Recipe, windows: text.Windows, stream: torch.Tensor, exact: torch.Tensor) -> None:
+def _head(
+    work: Work, checkpoint: Any, recipe: Recipe, windows: text.Windows, stream: torch.Tensor, exact: torch.Tensor
+) -> None:
     """Quantize the head (its scale alone when tied), store the tokenizer, and measure the source on the held-out windows."""
     config = checkpoint.config
     norm = checkpoint.tensor("backbone.norm_f.weight").float()
@@ -167,7 +202,9 @@ def _head(work: Work, checkpoint: Any, recipe: Recipe, windows: text.Windows, st
     if tied:  # one matrix serves both ends; only how it is fed is the head's own
         embedding = recipe.scheme("embedding")
         scheme = replace(embedding, act=scheme.act if embedding.bits < 16 else 16, method="rtn")
-    scale, factor = edges.observe_head(stream, config, recipe, norm, hessian=not tied and scheme.bits < 16 and scheme.method == "gptq")
+    scale, factor = edges.observe_head(
+        stream, config, recipe, norm, hessian=not tied and scheme.bits < 16 and scheme.method == "gptq"
+    )
     tensors = [("norm_f.weight", norm.shape, "row", layouts.pack("row", norm.numpy()))] if tied else []
     if not tied:
         made = edges.store_edge(checkpoint, "lm_head.weight", scheme, recipe, norm, factor, False)
@@ -178,5 +215,5 @@ def _head(work: Work, checkpoint: Any, recipe: Recipe, windows: text.Windows, st
         packed = np.frombuffer(zlib.compress(checkpoint.tokenizer_json.encode(), 9), np.uint8)
         tensors.append(("tokenizer.json", packed.shape, "row", layouts.pack("row", packed)))
     nll = edges.negative_log_likelihood(checkpoint, exact, windows.held, config, recipe) if len(windows.held) else None
-    write_atomic(work.folder / "source.json", json.dumps({"nll": nll}).encode())
-    work.save_part("head", tensors, {"head": site_record(checkpoint.shape("lm_head.weight"), scheme)})
+    record = {"head": site_record(checkpoint.shape("lm_head.weight"), scheme)}
+    write_part(work.part("head"), tensors, {"sites": record, "source_nll": nll})

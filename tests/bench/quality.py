@@ -23,7 +23,9 @@ MODES = ("w16a16", "w8a8", "w4a16", "w4a8")
 def edges(recipe: Recipe, bits: int) -> Recipe:
     """The recipe with embedding and head at `bits`."""
     act = recipe.scheme("head").act
-    return replace(recipe, sites={**recipe.sites, "embedding": Scheme(bits, act, method="rtn"), "head": Scheme(bits, act)})
+    return replace(
+        recipe, sites={**recipe.sites, "embedding": Scheme(bits, act, method="rtn"), "head": Scheme(bits, act)}
+    )
 
 
 ABLATIONS = {
@@ -48,7 +50,12 @@ def measure(model: Path, recipe: Recipe, calib: Path, text: Path, limit: int | N
         file.write_text(json.dumps(recipe.to_json()))
         made = pack(model, Path(folder) / "m.qedge", str(file), calib, eval_tokens=0)
         found = evaluate(Path(made.bundle), text, limit_tokens=limit)
-    return {"perplexity": found.perplexity, "ratio": found.perplexity / source, "bytes": made.bytes, "bits_per_weight": made.bits_per_weight}
+    return {
+        "perplexity": found.perplexity,
+        "ratio": found.perplexity / source,
+        "bytes": made.bytes,
+        "bits_per_weight": made.bits_per_weight,
+    }
 
 
 def main() -> None:
@@ -68,11 +75,21 @@ def main() -> None:
         for mode in args.modes.split(","):
             for name, change in (ABLATIONS if args.ablation else {"all": ABLATIONS["all"]}).items():
                 recipe = change(shipped(mode))
-                if (recipe.x_grain == "group" and "mamba1" in model.name) or (args.ablation and name != "all" and recipe == shipped(mode)):
+                if (recipe.x_grain == "group" and "mamba1" in model.name) or (
+                    args.ablation and name != "all" and recipe == shipped(mode)
+                ):
                     continue
-                row = {"model": model.name, "mode": mode, "variant": name, **measure(model, recipe, args.calib, args.text, args.limit_tokens, source.perplexity)}
+                row = {
+                    "model": model.name,
+                    "mode": mode,
+                    "variant": name,
+                    **measure(model, recipe, args.calib, args.text, args.limit_tokens, source.perplexity),
+                }
                 rows.append(row)
-                print(f"  {mode:7s} {name:32s} {row['perplexity']:9.4f}  x{row['ratio']:.4f}  {row['bytes']:9d} B  {row['bits_per_weight']:.3f} bits", flush=True)
+                print(
+                    f"  {mode:7s} {name:32s} {row['perplexity']:9.4f}  x{row['ratio']:.4f}  {row['bytes']:9d} B  {row['bits_per_weight']:.3f} bits",
+                    flush=True,
+                )
                 if args.json:
                     args.json.write_text(json.dumps(rows, indent=1))
 
