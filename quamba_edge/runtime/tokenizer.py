@@ -13,11 +13,20 @@ from functools import lru_cache
 
 from tokenizers import Tokenizer as _Tokenizer
 
-from quamba_edge.errors import BadBundle
+from quamba_edge.errors import BadBundle, BadUsage
 
 REPLACEMENT = "\ufffd"
 # A UTF-8 character has at most 4 bytes: this many tokens that all end inside a character can never complete one.
 LONGEST_CHARACTER = 4
+# How vocabularies spell the beginning and the end of a text, where the file itself does not say which token it is.
+BOS = (
+    "<s>",
+    "<bos>",
+    "<|begin_of_text|>",
+    "<|startoftext|>",
+    "<|endoftext|>",
+)  # GPT-style ones separate texts by the last
+EOS = ("<|endoftext|>", "</s>", "<eos>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 
 
 class Tokenizer:
@@ -38,7 +47,16 @@ class Tokenizer:
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`.  Special tokens written in the text become their ids; none are added."""
+        """Ids of `text`.  Special tokens written in the text become their ids; none are added.
+
+        BadUsage for text with half a surrogate pair in it, as a terminal in another encoding gives.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise BadUsage(
+                f"the text has no Unicode character at position {e.start}: expected UTF-8; check the terminal's locale"
+            ) from None
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -49,6 +67,14 @@ class Tokenizer:
         """Id of a token spelled in full, such as "<|endoftext|>"; None when the vocabulary has no such token."""
         found = self._tokenizer.token_to_id(token)
         return None if found is None else int(found)
+
+    def eos_ids(self) -> list[int]:
+        """Ids that end a text or a turn, by their usual spellings; [] when there are none."""
+        return [i for token in EOS if (i := self.special(token)) is not None]
+
+    def bos_id(self) -> int | None:
+        """Id that begins a text, by its usual spellings."""
+        return next((i for token in BOS if (i := self.special(token)) is not None), None)
 
     def token(self, i: int) -> str | None:
         """Spelling of id `i` in the vocabulary; None for an id that has none (a padded vocabulary row)."""

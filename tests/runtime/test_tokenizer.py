@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HF
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from quamba_edge.errors import BadBundle
+from quamba_edge.errors import BadBundle, BadUsage
 from quamba_edge.runtime.tokenizer import Tokenizer
 
 TEXT = "Once upon a time 小さな家 lived a 👩‍👩‍👧 family. Ça va? Ünïcödé, naïve café — 你好，世界！ 🦊🦊 \n\n\tthe end."
@@ -115,6 +115,18 @@ def test_special_tokens_in_text_are_parsed_and_spelled_out():
     assert tokenizer.special(SPECIAL) == 0 and ids.count(0) == 1
     assert tokenizer.decode(ids) == f"a{SPECIAL}b"
     assert tokenizer.special("<|nothing|>") is None
+
+
+def test_ends_and_beginnings_are_found_by_their_spelling():
+    assert byte_level().eos_ids() == [0] and byte_level().bos_id() == 0
+    assert byte_fallback().eos_ids() == [] and byte_fallback().bos_id() is None
+    both = HF(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "<|im_end|>": 3}, unk_token="<unk>"))
+    assert Tokenizer(both.to_str()).eos_ids() == [2, 3] and Tokenizer(both.to_str()).bos_id() == 1
+
+
+def test_text_that_is_no_text_is_refused():
+    with pytest.raises(BadUsage, match="no Unicode character at position 2"):
+        byte_level().encode("ab\udc80")
 
 
 def test_truncation_of_the_file_is_off():

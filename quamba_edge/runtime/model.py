@@ -1,0 +1,104 @@
+"""A bundle ready to talk: its engine, its tokenizer and its chat template, for faces and for people's own scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quamba_edge.bundle.reader import Bundle
+from quamba_edge.errors import BadUsage
+from quamba_edge.runtime import chat_template
+from quamba_edge.runtime import generate as generation
+from quamba_edge.runtime.sampling import Sampling
+from quamba_edge.runtime.session import Engine, Session
+from quamba_edge.runtime.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `load` gives."""
+
+    bundle: Bundle
+    engine: Engine
+    tokenizer: Tokenizer
+
+    @property
+    def eos(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        return frozenset(self.bundle.manifest.tokenizer["eos"])
+
+    def session(self) -> Session:
+        """An empty state of its own; sessions of one model do not know of each other."""
+        return Session(self.engine)
+
+    def ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt: text as it stands, a conversation ({"role", "content"} each) by the model's template, or ids.
+
+        Empty text is the model's beginning-of-text token.  BadUsage without such a token or without a template.
+        """
+        bos = self.bundle.manifest.tokenizer.get("bos")
+        given: Any = prompt
+        if not isinstance(given, str) and len(given) and isinstance(given[0], Mapping):
+            given = self.render(given)
+        ids = self.tokenizer.encode(given) if isinstance(given, str) else [int(i) for i in given]
+        if not ids:
+            if bos is None:
+                raise BadUsage("the prompt is empty and this model has no beginning-of-text token: give it some text")
+            ids = [int(bos)]
+        size = self.bundle.manifest.vocab_size
+        if not 0 <= min(ids) <= max(ids) < size:
+            raise BadUsage(
+                f"the prompt holds token {max(ids) if max(ids) >= size else min(ids)}, expected ids from 0 to {size - 1}"
+            )
+        return ids
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The conversation as the prompt text that the model was trained on."""
+        template, special = self.bundle.manifest.chat_template, self.bundle.manifest.tokenizer
+        if not template:
+            raise BadUsage(
+                "this bundle has no chat template: use a raw prompt, or pack it again with --chat-template FILE"
+            )
+        bos, eos = special.get("bos"), special["eos"]
+        return chat_template.render(
+            template,
+            messages,
+            bos_token=(self.tokenizer.token(bos) or "") if bos is not None else "",
+            eos_token=(self.tokenizer.token(eos[0]) or "") if eos else "",
+        )
+
+
+def load(path: str | Path, backend: str = "auto", *, state_dtype: str = "f16", threads: int | None = None) -> Model:
+    """Open a bundle and make it ready to run.
+
+    backend: "auto" takes the fastest this machine has, a name never falls back; `model.engine.backend.name` says which.
+    state_dtype: "f16", "f32" or "i8".  Errors: BadBundle and its kinds for the file, Missing for the machine.
+    """
+    bundle = Bundle.open(Path(path))
+    tokenizer = Tokenizer(bundle.tokenizer_json(), f"{path}: tokenizer.json")
+    return Model(bundle, Engine(bundle, backend, state_dtype, threads), tokenizer)
+
+
+def generate(
+    model: Model,
+    prompt: Prompt,
+    *,
+    session: Session | None = None,
+    sampling: Sampling | None = None,
+    max_tokens: int = 256,
+    stop: Sequence[str] = (),
+) -> Iterator[generation.Step]:
+    """Continue a prompt; a session that already holds its beginning reads only the rest.  See runtime/generate.py."""
+    return generation.generate(
+        session or model.session(),
+        model.ids(prompt),
+        model.tokenizer,
+        sampling=sampling,
+        max_tokens=max_tokens,
+        stop=stop,
+        eos=model.eos,
+    )
