@@ -1,0 +1,201 @@
+"""Source checkpoints: a folder or a Hub name in, tensors by canonical name out, one at a time.
+
+    config.json                            dimensions, in either dialect
+    model.safetensors | pytorch_model.bin  weights, or shards with an index
+    tokenizer.json, chat_template.jinja    if they are there
+
+Every name and shape is checked when the checkpoint is opened, from headers alone: hours later is too late.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quamba_edge import models
+from quamba_edge.checkpoint.hub import chat_template, license_of, locate, read_config, read_json, read_text
+from quamba_edge.checkpoint.tensors import FLOATS, Entry, TensorFile, open_file
+from quamba_edge.errors import BadCheckpoint
+
+EMBEDDING, HEAD = "backbone.embedding.weight", "lm_head.weight"
+FOREIGN = {"backbone.embeddings.weight": EMBEDDING}  # transformers' name → ours; the others agree
+# In transformers' order of preference.
+FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+class Checkpoint:
+    """An opened checkpoint; see `open_checkpoint`.
+
+    config     family's Config; true_vocab_size is no more than the tokenizer's ids, when there is a tokenizer
+    digest     sha256 over config, tensor table (names, shapes, dtypes, file sizes) and each tensor's first row: it costs
+               milliseconds, and tells one training run of an architecture from another
+    bytes      what the weights occupy as stored, a tied head counted once
+    """
+
+    path: Path
+    family: str
+    config: Any
+    license: str | None
+    tokenizer_json: str | None
+    chat_template: str | None
+    digest: str
+    bytes: int
+
+    def __init__(self, folder: Path, tokenizer: Path | None = None):
+        self.path = folder
+        self.family, self.config = read_config(folder)
+        files = _weight_files(folder)
+        self._stored = _collect(files)
+        self._check()
+        self.bytes = sum(self._stored[n][1].nbytes for n in self.names() if n != HEAD or not self.config.tie_embeddings)
+        self.digest = self._digest(files)
+        self.license = license_of(folder)
+        self.chat_template = chat_template(folder)
+        self.tokenizer_json = self._tokenizer(tokenizer)
+
+    def names(self) -> list[str]:
+        """Canonical names; with the head, which a tied model reads from the embedding."""
+        return list(self._expected)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._expected[name]
+
+    def tensor(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """The tensor in its stored dtype, in memory of its own; with `rows` (step 1) only those are read.
+
+        KeyError for a name that is not in `names()`.
+        """
+        file, entry = self._stored[self._source(name)]
+        return file.read(entry.name, rows)
+
+    def _source(self, name: str) -> str:
+        return EMBEDDING if name == HEAD and self.config.tie_embeddings else name
+
+    def _check(self) -> None:
+        """Every expected tensor there, of its shape, in floats; none besides."""
+        stored = dict(self._stored)
+        if self.config.n_layer > len(stored):  # before a list of names is made that config.json alone can make endless
+            raise BadCheckpoint(
+                f"{self.path}: config.json says {self.config.n_layer} layers, the weights are {len(stored)} tensors"
+            )
+        self._expected = models.find(self.family, "weights").expected(self.config)
+        for name, shape in self._expected.items():
+            source = self._source(name)
+            if source not in self._stored:
+                tied = (
+                    ' (tied to the embedding? then config.json must say "tie_word_embeddings": true)'
+                    if name == HEAD
+                    else ""
+                )
+                raise BadCheckpoint(
+                    f"{self.path}: {name} is missing, expected {list(shape)}{tied}; is a file or shard missing?"
+                )
+            for file, entry in [self._stored[source], *([self._stored[name]] if name in self._stored else [])]:
+                if entry.shape != shape:
+                    raise BadCheckpoint(
+                        f"{file.path}: {entry.name} has shape {list(entry.shape)}, expected {list(shape)} from config.json"
+                    )
+                if entry.dtype not in FLOATS:
+                    raise BadCheckpoint(
+                        f"{file.path}: {entry.name} is {entry.dtype}, expected one of {', '.join(FLOATS)}: give the model before quantization"
+                    )
+            stored.pop(name, None)
+        for name, (file, _) in stored.items():
+            more = f" and {len(stored) - 1} more" if len(stored) > 1 else ""
+            raise BadCheckpoint(
+                f"{file.path}: {name}{more}: no {self.family} model of this config.json has such a tensor; leaving it out would change the model"
+            )
+
+    def _digest(self, files: list[TensorFile]) -> str:
+        table = sorted((name, entry.dtype, entry.shape) for name, (_, entry) in self._stored.items())
+        sizes = [(f.path.name, f.path.stat().st_size) for f in files]
+        seen = [self.family, self.config.to_json(), table, sizes]
+        digest = hashlib.sha256(json.dumps(seen, sort_keys=True).encode())
+        for name, shape in self._expected.items():
+            row = self.tensor(name, slice(0, 1)) if len(shape) > 1 else self.tensor(name)
+            digest.update(row.contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def _tokenizer(self, given: Path | None) -> str | None:
+        """The text of tokenizer.json; narrows true_vocab_size to the ids it knows."""
+        path = given if given is not None else self.path / "tokenizer.json"
+        if given is not None and not path.is_file():
+            raise BadCheckpoint(f"{path}: no such file, expected a tokenizer.json")
+        if not path.is_file():
+            return None
+        text = read_text(path)
+        from tokenizers import Tokenizer
+
+        try:
+            ids = max(Tokenizer.from_str(text).get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        except Exception as e:  # the library raises bare Exception
+            raise BadCheckpoint(
+                f"{path}: not a tokenizers JSON file ({e}); expected what tokenizer.json holds"
+            ) from None
+        if not 0 < ids <= self.config.vocab_size:
+            raise BadCheckpoint(
+                f"{path}: has {ids} ids, the model {self.config.vocab_size} vocabulary rows: it is not this model's tokenizer"
+            )
+        self.config = replace(self.config, true_vocab_size=min(self.config.true_vocab_size, ids))
+        return text
+
+
+def open_checkpoint(name_or_path: str | Path, *, tokenizer: str | Path | None = None) -> Checkpoint:
+    """Open a checkpoint: a folder, or a Hugging Face name (org/name), which is downloaded.
+
+    `tokenizer` is a tokenizer.json to use instead of the folder's.  Raises BadCheckpoint for whatever is wrong with the
+    checkpoint, naming file and tensor, and Missing when the Hub cannot be reached.
+    """
+    return Checkpoint(locate(name_or_path), None if tokenizer is None else Path(tokenizer))
+
+
+def _weight_files(folder: Path) -> list[TensorFile]:
+    """The opened weight files: one, or the shards of an index, whose table they must bear out."""
+    found = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if found is None:
+        there = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
+        raise BadCheckpoint(f"{folder}: has no weights ({there}); expected one of {', '.join(FILES)}")
+    if found.suffix != ".json":
+        return [open_file(found)]
+    raw = read_json(found)
+    table = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(table, dict) or not table or not all(isinstance(v, str) for v in table.values()):
+        raise BadCheckpoint(f"{found}: has no weight_map from tensor names to file names; copy or download it again")
+    suffix = ".safetensors" if ".safetensors" in found.name else ".bin"
+    files = {}
+    for shard in sorted(set(table.values())):
+        if Path(shard).name != shard or not shard.endswith(suffix):
+            raise BadCheckpoint(f"{found}: names {shard!r}, expected a {suffix} file beside it")
+        if not (folder / shard).is_file():
+            raise BadCheckpoint(f"{folder / shard}: is missing, {found.name} names it: copy or download it too")
+        files[shard] = open_file(folder / shard)
+    for name, shard in table.items():
+        if name not in files[shard].entries:
+            raise BadCheckpoint(
+                f"{folder / shard}: {name} is missing, {found.name} says it is there: the shards are of different checkpoints"
+            )
+    return list(files.values())
+
+
+def _collect(files: list[TensorFile]) -> dict[str, tuple[TensorFile, Entry]]:
+    """(file, entry) of every tensor by its canonical name."""
+    found: dict[str, tuple[TensorFile, Entry]] = {}
+    for name, file, entry in _stored(files):
+        if name in found:
+            raise BadCheckpoint(
+                f"{file.path}: {entry.name} is also in {found[name][0].path.name} as {found[name][1].name}: which one counts?"
+            )
+        found[name] = (file, entry)
+    return found
+
+
+def _stored(files: list[TensorFile]) -> Iterator[tuple[str, TensorFile, Entry]]:
+    for file in files:
+        for entry in file.entries.values():
+            yield FOREIGN.get(entry.name, entry.name), file, entry

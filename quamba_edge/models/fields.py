@@ -70,7 +70,8 @@ class Fields:
 
     def nested(self, key: str) -> Fields:
         """The object under `key`; absence and null are an empty one."""
-        return Fields(self.raw.get(key) or {}, f"{self.where}: {key}")
+        value = self.raw.get(key)
+        return Fields({} if value is None else value, f"{self.where}: {key}")
 
     def known(self, names: str) -> None:
         """Refuse keys outside `names`: an option that changes the model must not pass unread."""
