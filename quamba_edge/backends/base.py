@@ -37,6 +37,9 @@ class Weights(Protocol):
     def rows(self, name: str, a: int, b: int) -> np.ndarray:
         """Decoded rows [a, b); a is a multiple of 16."""
 
+    def gather(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Decoded single rows (M,), reading only those."""
+
 
 @dataclass(frozen=True)
 class Block:

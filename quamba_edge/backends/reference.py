@@ -53,10 +53,6 @@ class Decoded:
     def rows(self, name: str, a: int, b: int) -> np.ndarray:
         return self.whole(name)[a:b] if self._kept is not None else self.weights.rows(name, a, b)
 
-    def gather(self, name: str, rows: np.ndarray) -> np.ndarray:
-        spec = self.weights.manifest.tensors[name]
-        return layouts.gather(spec.layout, self.weights.tensor(name), tuple(spec.shape), rows)
-
 
 class ReferenceBackend(Backend):
     name = "reference"
@@ -133,7 +129,7 @@ class _Bound:
             self._store(self._meaning(self.views, read, {}), self.views)
         elif "tokens" in self.views:
             tokens = self.views["tokens"]
-            read |= {n: self.decoded.gather(self.step.args[n].name, tokens) for n in self.matrix}
+            read |= {n: self.decoded.weights.gather(self.step.args[n].name, tokens) for n in self.matrix}
             looked_up = {**self.views, "tokens": np.arange(len(tokens), dtype=np.int32)}
             self._store(self._meaning(looked_up, read, {"N": len(tokens)}), self.views)
         else:

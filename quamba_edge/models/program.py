@@ -100,7 +100,7 @@ class Builder:
         act = self.site(linear)["act"]
         kind = "i8" if act == 8 else "f16"
         scale = {"x_scale": self.weight(f"{linear}.in_scale")} if act == 8 else {}
-        y = self.buffer(f"in{columns}x{rows}_{kind}", (rows, columns), kind)
+        y = self.buffer(f"{'head' if linear == 'head' else 'linear'}_in{columns}_{kind}", (rows, columns), kind)
         self.step(f"{function}_{kind}", linear, {"x": x, **(args or {}), **scale, "y": y}, M=rows, K=columns, **numbers)
         return y
 

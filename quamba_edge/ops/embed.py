@@ -12,7 +12,7 @@ import numpy as np
 
 from quamba_edge.ops.linear import OFFSET, weight_args, weight_example, weight_sizes
 from quamba_edge.ops.numerics import Array, cases, float_of
-from quamba_edge.ops.op import In, Op, Out, Size
+from quamba_edge.ops.op import Arg, In, Op, Out, Size
 
 
 def embed_w4(tokens: Array, codes: Array, scales: Array, *, K: int, G: int, **_: int) -> Array:
@@ -37,7 +37,8 @@ def _example(case: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Arr
 
 
 def _op(bits: int, reference: Any) -> Op:
-    args = (In("tokens", "i32", "M"), *weight_args(bits), Out("y", "f32", "M K"), Size("M"), *weight_sizes(bits))
+    args: tuple[Arg | Size, ...] = (In("tokens", "i32", "M"), *weight_args(bits), Out("y", "f32", "M K"), Size("M"))
+    args += weight_sizes(bits)
     shapes = (1, 100, 64, 64), (7, 50, 192, 128), (16, 33, 44, 32), (128, 300, 96, 128)
     sizes = cases("M N K G", *shapes) if bits == 4 else cases("M N K", *(s[:3] for s in shapes))
     return Op(f"embed_w{bits}", args, reference, sizes, _example)

@@ -36,8 +36,8 @@ def integer_dot(x: Array, w: Array, peak: int) -> Array:
 
     BLAS adds floats, and those are exact while every partial sum stays below 2^24 (f32) or 2^53 (f64).
     """
-    dtype = np.float32 if peak * x.shape[1] < 1 << 24 else np.float64
-    return x.astype(dtype) @ w.astype(dtype).T
+    dtype = np.dtype(np.float32 if peak * x.shape[1] < 1 << 24 else np.float64)
+    return np.matmul(x.astype(dtype), w.astype(dtype).T)
 
 
 def groups(K: int, G: int) -> Iterator[tuple[int, slice]]:
