@@ -185,24 +185,23 @@ def _atomic(path: Path, size: int) -> Iterator[BinaryIO]:
         free = shutil.disk_usage(folder).free
         if free < size:
             raise Missing(_no_room(path, size, free))
-    with _temporary(path, ".tmp") as file:
+    with _temporary(path, ".tmp", size) as file:
         yield file
-        with _plainly(path, size):
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-            handle = os.open(folder, os.O_RDONLY)  # the name itself must reach the disk, too
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(file.name, path)
+        handle = os.open(folder, os.O_RDONLY)  # the name itself must reach the disk, too
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
-def _temporary(path: Path, suffix: str) -> Iterator[BinaryIO]:
-    """A new file beside `path`, removed at the end unless it was renamed."""
+def _temporary(path: Path, suffix: str, size: int | None = None) -> Iterator[BinaryIO]:
+    """A new file beside `path`, removed at the end unless it was renamed; OSErrors become ours."""
     name = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
-    with _plainly(path):
+    with _plainly(path, size):
         try:
             with open(name, "w+b") as file:
                 yield file
@@ -226,7 +225,7 @@ def _plainly(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def _no_room(path: Path, size: int | None, free: int) -> str:
-    needs = "more" if size is None else f"{size} bytes"
+    needs = "more bytes" if size is None else f"{size} bytes"
     return f"no room to write {path}: it needs {needs}, {path.parent} has {free} free: free some, or choose another folder with -o"
 
 
