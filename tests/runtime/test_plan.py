@@ -38,6 +38,31 @@ def test_w16a16_is_the_model(family: str, tied: bool, rotate: bool, d_model: int
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
+def test_the_torch_definition_agrees(family: str, tied: bool) -> None:
+    """Three ways to say the same model: torch and the plain loops to f64, the bundle to f16 rounding."""
+    torch = pytest.importorskip("torch", reason="the board side runs without torch")
+    model = random_model(family, tied=tied)
+    weights = {"backbone.embedding.weight": model.ends["embedding"], "backbone.norm_f.weight": model.ends["norm_f"]}
+    weights["lm_head.weight"] = model.ends.get("head", model.ends["embedding"])
+    names = {"A": "A_log", "dt_bias": "dt_bias" if family == "mamba2" else "dt_proj.bias", "D": "D"}
+    names |= {"conv.weight": "conv1d.weight", "conv.bias": "conv1d.bias"}
+    for i, layer in enumerate(model.layers):
+        at = f"backbone.layers.{i}"
+        weights[f"{at}.norm.weight"] = np.ones(model.config.d_model)
+        if family == "mamba2":
+            weights[f"{at}.mixer.norm.weight"] = np.ones(model.config.d_inner)
+        for name, value in layer.items():
+            value = np.log(-value) if name == "A" else value[:, None] if name == "conv.weight" else value
+            weights[f"{at}.mixer.{names.get(name, name + '.weight')}"] = value
+    lm = models.find(family, "reference").LM(model.config).double()
+    lm.load_state_dict({n: torch.tensor(v) for n, v in weights.items()})
+    exact = lm(torch.tensor(TEXT)[None])[0][0, :, :VOCAB].numpy()
+    assert np.allclose(exact, forward(model, TEXT.tolist())[:, :VOCAB], rtol=1e-9, atol=1e-9)
+    assert np.abs(logits_of(bundle_of(model, rotate=True), TEXT) - exact).max() < 2e-3 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("bits", "act", "bound"), [(8, 16, 0.03), (8, 8, 0.1), (4, 16, 0.35), (4, 8, 0.35)])
 @pytest.mark.parametrize("rotate", [False, True])
 def test_quantized_modes_stay_near(family: str, tied: bool, bits: int, act: int, bound: float, rotate: bool) -> None:
