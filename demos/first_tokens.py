@@ -8,7 +8,7 @@ import sys
 import quamba_edge
 
 
-def tell(path: str, request: str, max_tokens: int = 200) -> None:
+def tell(path: str, request: str, max_tokens: int = 300) -> None:
     """Stream the answer to one chat message.  A fixed seed: the same story every time."""
     model = quamba_edge.load(path)
     sampling = quamba_edge.Sampling(temperature=0.7, top_p=0.95, seed=7)

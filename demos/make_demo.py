@@ -1,4 +1,7 @@
-"""What `make demo` shows: both embedded models packed to 4-bit weights and 8-bit activations, what it cost, and a story."""
+"""What `make demo` shows: an embedded model packed to 4-bit weights and 8-bit activations, what that cost, and a story.
+
+python demos/make_demo.py [storyteller-mamba2-5m | storyteller-mamba1-5m]
+"""
 
 import sys
 from pathlib import Path
@@ -11,42 +14,38 @@ from quamba_edge.errors import QuambaError
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUEST = "Tell me a story about a little girl named Lily."
-MODELS = {"storyteller-mamba1-5m": "storyteller-mamba1.qedge", "storyteller-mamba2-5m": "storyteller.qedge"}
 
 
-def main() -> None:
-    (ROOT / "build").mkdir(exist_ok=True)
-    for model, name in MODELS.items():
-        print(f"\npacking {model} with recipe w4a8, calibrated on text it writes itself", flush=True)
-        with Progress() as progress:
-            # Fewer and shorter windows than pack takes by default, so that the demo is over in a minute.
-            result = quamba_edge.quantize(
-                ROOT / "demos" / "models" / model,
-                ROOT / "build" / name,
-                "w4a8",
-                calib_samples=64,
-                calib_len=256,
-                progress=progress,
-            )
-        smaller = result.source_bytes / result.bytes
-        worse = result.perplexity_bundle / result.perplexity_source - 1
-        print(
-            f"  size        {result.source_bytes / 1e6:6.2f} MB -> {result.bytes / 1e6:6.2f} MB   {smaller:.2f} times smaller"
+def main(model: str = "storyteller-mamba2-5m") -> None:
+    bundle = ROOT / "build" / "storyteller.qedge"
+    bundle.parent.mkdir(exist_ok=True)
+    print(f"packing {model} with recipe w4a8, calibrated on text that it writes itself", flush=True)
+    with Progress() as progress:
+        # Fewer and shorter windows than pack takes by default, so that the demo is over in a minute.
+        result = quamba_edge.quantize(
+            ROOT / "demos" / "models" / model,
+            bundle,
+            "w4a8",
+            calib_samples=32,
+            calib_len=256,
+            eval_tokens=4096,
+            progress=progress,
         )
-        print(
-            f"  perplexity  {result.perplexity_source:6.3f}    -> {result.perplexity_bundle:6.3f}      {worse:+.1%}, on text held back"
-        )
-        print(
-            f"  {result.bits_per_weight:.2f} bits a weight, {result.seconds:.0f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB"
-        )
-    bundle = Path("build") / MODELS["storyteller-mamba2-5m"]
-    print(f'\n{bundle}, asked: "{REQUEST}"\n', flush=True)
-    tell(str(ROOT / bundle), REQUEST)
-    print(f'\nyour turn: .venv/bin/quamba-edge run {bundle} --chat --prompt "Tell me a story about a dog named Tim."')
+    before, after = result.perplexity_source, result.perplexity_bundle
+    print(f"""
+              source    bundle
+size, MB    {result.source_bytes / 1e6:8.2f}  {result.bytes / 1e6:8.2f}   {result.source_bytes / result.bytes:.2f} times smaller
+perplexity  {before:8.3f}  {after:8.3f}   {after / before - 1:+.1%}, on text of its own that it was not calibrated on
+{result.bits_per_weight:.2f} bits a weight; {result.seconds:.0f} s, peak memory {result.peak_rss_bytes / 1e6:.0f} MB
+
+{bundle.relative_to(ROOT)}, asked: "{REQUEST}"
+""")
+    tell(str(bundle), REQUEST)
+    print(f'\nyour turn: .venv/bin/quamba-edge run {bundle.relative_to(ROOT)} --chat --prompt "Tell me a story."')
 
 
 if __name__ == "__main__":
     try:
-        main()
+        main(*sys.argv[1:2])
     except QuambaError as e:
         sys.exit(f"make demo: {e}")
