@@ -20,6 +20,7 @@ from quamba_edge.quant.hadamard import rotate, unrotate
 from quamba_edge.quant.layer import identity, to_half
 from quamba_edge.quant.recipe import Recipe, Scheme
 from quamba_edge.quant.rtn import Codes, quantize_rtn
+from quamba_edge.quant.slabs import by_slabs
 
 Stored = list[tuple[str, tuple[int, ...], str, np.ndarray]]  # suffix, logical shape, layout, stored array
 SLAB = 4096  # rows at a time: 64 MB in f32 at D = 4096
@@ -50,9 +51,9 @@ def store_edge(
             rows = {"weight": to_half(w, name)}
         else:
             if factor is not None:
-                made = quantize_gptq(w, factor, scheme, search=recipe.clip_search)
+                made = by_slabs(lambda rows: quantize_gptq(rows, factor, scheme, search=recipe.clip_search), w)
             else:
-                made = quantize_rtn(w, scheme, search=recipe.clip_search, signed=signed)
+                made = by_slabs(lambda rows: quantize_rtn(rows, scheme, search=recipe.clip_search, signed=signed), w)
             rows = {"codes": made.codes, "scales": made.scales}
         for part, values in rows.items():
             layouts.pack_rows(plan[part][0], values.numpy(), stored[part], plan[part][2], start)

@@ -40,13 +40,15 @@ def inverse_factor(hessian: Tensor, damp: float = 0.01) -> Tensor:
     raise ArithmeticError("the Hessian of a calibration input is not finite")
 
 
-def quantize_gptq(w: Tensor, factor: Tensor, scheme: Scheme, *, search: bool = True, grain: str = "channel") -> Codes:
+def quantize_gptq(
+    w: Tensor, factor: Tensor, scheme: Scheme, *, search: bool = True, peak: Tensor | None = None
+) -> Codes:
     """Codes of w (N, K), f32, given `inverse_factor` of its inputs' Hessian."""
     w = w.clone()
     rows, cols = w.shape
     step = BLOCK if scheme.bits == 8 else scheme.group
     codes = torch.empty(rows, cols, dtype=torch.int8 if scheme.bits == 8 else torch.uint8)
-    scales8 = scale8(w, grain)[:, None] if scheme.bits == 8 else None
+    scales8 = scale8(w, peak)[:, None] if scheme.bits == 8 else None
     scales4: list[Tensor] = []
     importance = factor.diagonal().square().reciprocal()  # the loss of an error e in column j is e^2 / U[j, j]^2
     for start in range(0, cols, step):

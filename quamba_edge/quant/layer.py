@@ -21,6 +21,7 @@ from quamba_edge.quant.gptq import inverse_factor, quantize_gptq
 from quamba_edge.quant.hadamard import rotate
 from quamba_edge.quant.recipe import Recipe, Scheme
 from quamba_edge.quant.rtn import Codes, quantize_rtn
+from quamba_edge.quant.slabs import by_slabs
 from quamba_edge.quant.transform import Weights, permute, rotate_layer
 
 SITES = {"mamba": ("in_proj", "x_proj", "dt_proj", "out_proj"), "mamba2": ("in_proj", "out_proj")}
@@ -70,10 +71,13 @@ def make_block(family: str, config: Any, weights: Weights) -> Any:
 
 def quantize_weight(w: Tensor, scheme: Scheme, hessian: Tensor | None, recipe: Recipe) -> Codes:
     """One site's codes by the scheme's method; without a Hessian, round to nearest."""
+    search = recipe.clip_search
+    peak = w.abs().max() if recipe.weight_grain == "tensor" else None
     if scheme.method == "gptq" and hessian is not None:
-        return quantize_gptq(w, inverse_factor(hessian), scheme, search=recipe.clip_search, grain=recipe.weight_grain)
+        factor = inverse_factor(hessian)
+        return by_slabs(lambda rows: quantize_gptq(rows, factor, scheme, search=search, peak=peak), w)
     importance = None if hessian is None else hessian.diagonal()
-    return quantize_rtn(w, scheme, importance, search=recipe.clip_search, grain=recipe.weight_grain)
+    return by_slabs(lambda rows: quantize_rtn(rows, scheme, importance, search=search, peak=peak), w)
 
 
 def activation_scales(

@@ -39,26 +39,24 @@ class Codes:
 
 def scale4(w: Tensor, importance: Tensor | None, search: bool) -> Tensor:
     """The f16 scale of one group for every row of w (N, g); importance (g) weighs the columns' squared errors."""
-    extreme = w.gather(1, w.abs().argmax(1, keepdim=True))  # (N, 1), signed
     if not search:
-        return (extreme.abs() / 7.5).clamp_min(TINY).half()
-    best_error, best = None, None
-    for clip in CLIPS:
-        s = (extreme * (clip / -8)).half().float()
-        s = torch.where(s == 0, TINY, s)
-        miss = w - ((w / s).round() + 8).clamp(0, 15).sub(8) * s
-        error = (
-            (miss.square() * importance).sum(1, keepdim=True)
-            if importance is not None
-            else miss.square().sum(1, keepdim=True)
-        )
-        if best_error is None or best is None:
-            best_error, best = error, s
-        else:
-            better = error < best_error
-            best_error, best = torch.where(better, error, best_error), torch.where(better, s, best)
-    assert best is not None
-    return best.half()
+        return (w.abs().amax(1, keepdim=True) / 7.5).clamp_min(TINY).half()
+    return _search(w, torch.ones(w.shape[1]) if importance is None else importance)
+
+
+def _search(w: Tensor, importance: Tensor) -> Tensor:
+    """The best of CLIPS for each row, by the weighted squared error of what the f16 scale makes of it."""
+    extreme = w.gather(1, w.abs().argmax(1, keepdim=True))  # (N, 1), signed
+    scales = (extreme * (torch.tensor(CLIPS) / -8)).half()  # (N, clips)
+    steps = scales.float()
+    steps = torch.where(steps == 0, TINY, steps)
+    miss, errors = torch.empty_like(w), []
+    for i in range(len(CLIPS)):
+        step = steps[:, i : i + 1]
+        torch.div(w, step, out=miss).round_().clamp_(-8, 7)
+        torch.addcmul(w, miss, step, value=-1, out=miss)
+        errors.append(miss.square_() @ importance)
+    return scales.gather(1, torch.stack(errors, 1).argmin(1, keepdim=True))
 
 
 def encode4(w: Tensor, scale: Tensor) -> Tensor:
@@ -68,12 +66,11 @@ def encode4(w: Tensor, scale: Tensor) -> Tensor:
     return (q.round() + 8).clamp(0, 15).to(torch.uint8)
 
 
-def scale8(w: Tensor, grain: str = "channel", signed: bool = False) -> Tensor:
-    """f32 scales (N) of 8-bit rows; `grain` "tensor" gives all rows the largest, `signed` takes max(w) for max|w|."""
+def scale8(w: Tensor, peak: Tensor | None = None, signed: bool = False) -> Tensor:
+    """f32 scales (N) of 8-bit rows: max|w| / 127 of the row; of `peak` for all if given; of max(w) if `signed`."""
     top = w.max(1).values if signed else w.abs().max(1).values
-    if grain == "tensor":
-        top = top.max().expand_as(top)
-    return (top.clamp_min(TINY) / 127).float().clone()
+    top = top if peak is None else peak.expand_as(top)
+    return (top.clamp_min(TINY) / 127).float()
 
 
 def encode8(w: Tensor, scale: Tensor) -> Tensor:
@@ -87,12 +84,13 @@ def quantize_rtn(
     importance: Tensor | None = None,
     *,
     search: bool = True,
-    grain: str = "channel",
+    peak: Tensor | None = None,
     signed: bool = False,
 ) -> Codes:
-    """Codes of w (N, K), f32.  importance (K) is the mean square of each input, or None for all alike."""
+    """Codes of w (N, K), f32.  importance (K) is the mean square of each input, or None for all alike;
+    peak: a magnitude that all 8-bit rows share a scale for, or None for their own."""
     if scheme.bits == 8:
-        scale = scale8(w, grain, signed)
+        scale = scale8(w, peak, signed)
         return Codes(encode8(w, scale[:, None]), scale, 8, scheme.group)
     codes, scales = [], []
     for k in range(0, w.shape[1], scheme.group):

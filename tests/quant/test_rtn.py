@@ -48,7 +48,7 @@ def test_8_bit_rows_reach_127_at_their_extreme_and_per_tensor_ones_share_a_scale
     made = quantize_rtn(w, W8)
     assert (made.codes.abs().amax(1) == 127).all()
     assert ((made.dequantize() - w).abs() <= made.scales[:, None] * 0.5001).all()
-    assert len(quantize_rtn(w, W8, grain="tensor").scales.unique()) == 1
+    assert len(quantize_rtn(w, W8, peak=w.abs().max()).scales.unique()) == 1
 
 
 def test_zero_weights_become_zero():
