@@ -103,13 +103,13 @@ class Checkpoint:
                     )
                 if entry.dtype not in FLOATS:
                     raise BadCheckpoint(
-                        f"{file.path}: {entry.name} is {entry.dtype}, expected one of {', '.join(FLOATS)}: give the model before quantization"
+                        f"{file.path}: {entry.name} is {entry.dtype}, expected {', '.join(FLOATS)}: give the model as it was trained"
                     )
             stored.pop(name, None)
         for name, (file, _) in stored.items():
             more = f" and {len(stored) - 1} more" if len(stored) > 1 else ""
             raise BadCheckpoint(
-                f"{file.path}: {name}{more}: no {self.family} model of this config.json has such a tensor; leaving it out would change the model"
+                f"{file.path}: {name}{more}: expected no such tensor from config.json; without it the model would be another"
             )
 
     def _digest(self, files: list[TensorFile]) -> str:

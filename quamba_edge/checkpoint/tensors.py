@@ -63,7 +63,9 @@ class SafetensorsFile:
         with open(path, "rb") as f:
             length = int.from_bytes(f.read(8), "little")
             if size < 8 or length > LONGEST_HEADER:
-                raise BadCheckpoint(f"{path}: does not begin with a safetensors header; is it a safetensors file?")
+                raise BadCheckpoint(
+                    f"{path}: does not begin with a safetensors header: another format, or a broken copy; copy it again"
+                )
             if 8 + length > size:
                 raise BadCheckpoint(
                     f"{path}: {size} bytes, its header alone needs {8 + length}: copy or download it again"
@@ -133,7 +135,7 @@ class BinFile:
         except Exception as e:  # zip, pickle and torch each raise their own
             reason = str(e).split("\n")[0][:200]
             raise BadCheckpoint(
-                f"{self.path}: cannot be read as a PyTorch state dict ({type(e).__name__}: {reason}); copy it again, or save it as safetensors"
+                f"{self.path}: is not a readable PyTorch state dict ({type(e).__name__}: {reason}); copy it again, or save safetensors"
             ) from None
         if not isinstance(loaded, dict) or not all(isinstance(t, torch.Tensor) for t in loaded.values()):
             raise BadCheckpoint(

@@ -92,7 +92,7 @@ class CausalConv(nn.Module):
 class Block(nn.Module):
     """residual + mixer(RMSNorm(residual)).  A family's Block says which mixer: `Mixer(config)`."""
 
-    Mixer: ClassVar[Callable[[Any], nn.Module]]
+    Mixer: ClassVar[type[nn.Module]]
 
     def __init__(self, config: Any):
         super().__init__()
