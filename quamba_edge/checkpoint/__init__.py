@@ -103,7 +103,7 @@ class Checkpoint:
                     )
                 if entry.dtype not in FLOATS:
                     raise BadCheckpoint(
-                        f"{file.path}: {entry.name} is {entry.dtype}, expected {', '.join(FLOATS)}: give the model as it was trained"
+                        f"{file.path}: {entry.name} is {entry.dtype}, expected {', '.join(FLOATS)}: not a quantized model"
                     )
             stored.pop(name, None)
         for name, (file, _) in stored.items():

@@ -135,7 +135,7 @@ class BinFile:
         except Exception as e:  # zip, pickle and torch each raise their own
             reason = str(e).split("\n")[0][:200]
             raise BadCheckpoint(
-                f"{self.path}: is not a readable PyTorch state dict ({type(e).__name__}: {reason}); copy it again, or save safetensors"
+                f"{self.path}: no PyTorch state dict ({type(e).__name__}: {reason}); copy it again, or save safetensors"
             ) from None
         if not isinstance(loaded, dict) or not all(isinstance(t, torch.Tensor) for t in loaded.values()):
             raise BadCheckpoint(
