@@ -13,6 +13,7 @@ import torch
 
 from quamba_edge.errors import BadText
 
+LIMIT = 4_000_000  # characters made into tokens, a million or so; of a longer text, pieces from all over
 HELD_OUT = 0.05  # share of the text kept for measuring perplexity, at its end
 
 
@@ -63,17 +64,32 @@ def cut_windows(ids: np.ndarray, samples: int, length: int, held: int, seed: int
     return calib, np.stack([tail[s : s + length] for s in spots]) if count else np.empty((0, length), ids.dtype)
 
 
+def thin(text: str, limit: int = LIMIT, pieces: int = 256) -> str:
+    """A long text cut down to about `limit` characters: evenly spaced pieces, each from a space or line break on."""
+    if len(text) <= limit:
+        return text
+    size = limit // pieces
+    kept = []
+    for start in np.linspace(0, len(text) - size, pieces).astype(int):
+        piece = text[start : start + size]
+        at = next((i for i, c in enumerate(piece) if c.isspace()), 0) if start else 0
+        kept.append(piece[at:])
+    return "".join(kept)
+
+
 def from_file(path: Path, encode: Any, vocab_size: int, samples: int, length: int, held: int, seed: int) -> Windows:
     """Windows of the user's text; `encode` turns a string into ids."""
     documents = read_documents(path)
-    ids = np.concatenate([np.asarray(encode(d), np.int64) for d in documents] or [np.empty(0, np.int64)])
+    every = max(1, sum(map(len, documents)) // max(LIMIT, *map(len, documents), 1))  # of very many documents, a part
+    pieces = [np.asarray(encode(thin(d)), np.int64) for d in documents[::every]]
+    ids = np.concatenate(pieces or [np.empty(0, np.int64)])
     if len(ids) and ids.max() >= vocab_size:
         raise BadText(
             f"the tokenizer gives id {ids.max()}, the model has {vocab_size} rows: this tokenizer is not the model's"
         )
     calib, rest = cut_windows(ids, samples, length, held, seed)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Windows(calib, rest, {"source": path.name, "sha256": digest, "tokens_available": len(ids)})
+    return Windows(calib, rest, {"source": path.name, "sha256": digest, "tokens_read": len(ids)})
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ def measure(model: Path, recipe: Recipe, calib: Path, text: Path, limit: int | N
         file = Path(folder) / "recipe.json"
         file.write_text(json.dumps(recipe.to_json()))
         made = pack(model, Path(folder) / "m.qedge", str(file), calib, eval_tokens=0)
-        found = evaluate(Path(made.bundle), text, limit_tokens=limit)
+        found = evaluate(made.bundle, text, limit_tokens=limit)
     return {
         "perplexity": found.perplexity,
         "ratio": found.perplexity / source,
@@ -70,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for model in args.models:
-        source = evaluate(model, args.text, limit_tokens=args.limit_tokens)
+        source = evaluate(str(model), args.text, limit_tokens=args.limit_tokens)
         print(f"\n{model.name}: checkpoint perplexity {source.perplexity:.4f} on {source.tokens} tokens", flush=True)
         for mode in args.modes.split(","):
             for name, change in (ABLATIONS if args.ablation else {"all": ABLATIONS["all"]}).items():

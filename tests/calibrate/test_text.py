@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quamba_edge.calibrate.text import cut_windows, from_file, read_documents
+from quamba_edge.calibrate.text import cut_windows, from_file, read_documents, thin
 from quamba_edge.errors import BadText
 
 
@@ -52,3 +52,20 @@ def test_a_foreign_tokenizer_is_noticed(tmp_path):
     (tmp_path / "a.txt").write_text("word " * 400)
     with pytest.raises(BadText, match="not the model's"):
         from_file(tmp_path / "a.txt", lambda d: [99] * len(d), 50, 2, 16, 1, 0)
+
+
+def test_a_long_text_is_thinned_evenly_at_word_borders():
+    words = [f"w{i}" for i in range(20000)]
+    text = " ".join(words)
+    short = thin(text, limit=10_000, pieces=20)
+    assert thin(text, limit=len(text)) == text and 9_000 < len(short) <= 10_000
+    kept = [int(w[1:]) for w in short.split() if w in set(words[:1]) or w[1:].isdigit()]
+    assert kept[0] == 0 and max(kept) > 19_900 and np.histogram(kept, 10)[0].min() > 50
+
+
+def test_of_very_many_documents_only_a_part_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("quamba_edge.calibrate.text.LIMIT", 5000)
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"{i:04d}" * 10}) for i in range(1000)))
+    seen = []
+    from_file(tmp_path / "a.jsonl", lambda d: seen.append(d) or [1] * len(d), 50, 2, 16, 1, 0)
+    assert 100 <= len(seen) <= 150 and seen[0][:4] == "0000" and int(seen[-1][:4]) > 950
