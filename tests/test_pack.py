@@ -1,0 +1,195 @@
+"""Checkpoint to bundle and back to logits: every mode, both families, interrupted and resumed."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from quamba_edge import models
+from quamba_edge.bundle.reader import Bundle
+from quamba_edge.checkpoint import open_checkpoint
+from quamba_edge.errors import BadRecipe, BadText, BadUsage
+from quamba_edge.pack import pack
+from quamba_edge.quant.recipe import shipped
+from quamba_edge.runtime.session import Engine, Session
+from quamba_edge.runtime.tokenizer import Tokenizer
+from tests.tiny import write_checkpoint
+
+FEW = {"calib_samples": 4, "calib_len": 64, "eval_tokens": 128}
+# Largest error of a logit relative to the spread of logits, for random weights (which quantize worse than trained ones).
+BOUND = {"w16a16": 0.004, "w8a8": 0.12, "w4a16": 0.5, "w4a8": 0.55}
+SHAPES = [
+    ("mamba2", {"ngroups": 2, "tied": False}),
+    ("mamba2", {"d_model": 80, "headdim": 8}),  # rotations of base 20, groups with tails
+    ("mamba", {"tied": False}),
+    ("mamba", {"d_model": 48}),
+]
+
+
+def noise_text(folder, characters=6000):
+    """Text without structure: a random model's own writing is too uniform to scale activations by."""
+    rng = np.random.default_rng(4)
+    (folder / "noise.txt").write_text("".join(chr(c) for c in rng.integers(33, 127, characters)))
+    return folder / "noise.txt"
+
+
+def logits_of(bundle_path, ids):
+    with Bundle.open(bundle_path) as bundle:
+        return Session(Engine(bundle, "reference", state_dtype="f32")).prefill(ids)
+
+
+def source_logits(checkpoint, ids):
+    lm = models.find(checkpoint.family, "reference").LM.from_checkpoint(checkpoint)
+    return lm(torch.tensor([ids]))[0][0, -1, : checkpoint.config.true_vocab_size].numpy()
+
+
+@pytest.mark.parametrize("family,sizes", SHAPES, ids=str)
+@pytest.mark.parametrize("mode", BOUND)
+def test_every_mode_keeps_the_logits(tmp_path, family, sizes, mode):
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "c", family, **sizes))
+    made = pack(tmp_path / "c", tmp_path / "m.qedge", mode, noise_text(tmp_path), **FEW)
+    ids = Tokenizer(checkpoint.tokenizer_json).encode(noise_text(tmp_path).read_text()[-150:])
+    found, exact = logits_of(tmp_path / "m.qedge", ids), source_logits(checkpoint, ids)
+    assert np.abs(found - exact).max() / exact.std() < BOUND[mode]
+    assert made.bytes == (tmp_path / "m.qedge").stat().st_size
+    nll_bundle, nll_source = math.log(made.perplexity_bundle), math.log(made.perplexity_source)
+    assert abs(nll_bundle / nll_source - 1) < (0.001 if mode == "w16a16" else 0.05)
+    assert not (tmp_path / "m.qedge.work").exists()
+    with Bundle.open(tmp_path / "m.qedge") as bundle:
+        assert bundle.manifest.golden and bundle.verify()
+
+
+def test_modes_grow_smaller(tmp_path):
+    write_checkpoint(tmp_path / "c", "mamba2", d_model=128)
+    sizes = [pack(tmp_path / "c", tmp_path / "m", mode, method="rtn", **FEW).bits_per_weight for mode in BOUND]
+    assert sizes[0] > 1.5 * sizes[1] > 2.0 * sizes[3]
+
+
+def test_a_mix_of_layers(tmp_path):
+    write_checkpoint(tmp_path / "c", "mamba2", n_layer=3)
+    (tmp_path / "mix.json").write_text(json.dumps(["w4a8", "w4a16", "w4a8"]))
+    pack(tmp_path / "c", tmp_path / "m.qedge", str(tmp_path / "mix.json"), **FEW)
+    with Bundle.open(tmp_path / "m.qedge") as bundle:
+        sites, tensors = bundle.manifest.sites, bundle.manifest.tensors
+        assert [sites[f"layers.{i}.in_proj"]["act"] for i in range(3)] == [8, 16, 8]
+        assert "layers.1.conv.out_scale" not in tensors and "layers.2.conv.out_scale" in tensors
+        assert Session(Engine(bundle, "reference")).prefill([1, 2, 3]).shape == (257,)
+
+
+@pytest.mark.parametrize("grain", ["group", "tensor", "channel"])
+def test_every_grain_of_x_scales_runs(tmp_path, grain):
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "c", "mamba2", ngroups=2))
+    recipe = shipped("w8a8").to_json() | {"x_grain": grain}
+    (tmp_path / "r.json").write_text(json.dumps(recipe))
+    pack(tmp_path / "c", tmp_path / "m.qedge", str(tmp_path / "r.json"), noise_text(tmp_path), **FEW)
+    ids = Tokenizer(checkpoint.tokenizer_json).encode(noise_text(tmp_path).read_text()[-100:])
+    found, exact = logits_of(tmp_path / "m.qedge", ids), source_logits(checkpoint, ids)
+    assert np.abs(found - exact).max() / exact.std() < 0.15
+    with Bundle.open(tmp_path / "m.qedge") as bundle:
+        scales = bundle.logical("layers.0.conv.out_scale")[: checkpoint.config.d_inner]
+    assert len(np.unique(scales)) <= {"tensor": 1, "group": 32, "channel": 128}[grain]
+
+
+class Stop(BaseException):
+    """Not an Exception: like KeyboardInterrupt."""
+
+
+@pytest.mark.parametrize("stage", ["sampling", "embedding", "layer 0", "layer 1", "output head", "measuring"])
+def test_resumed_runs_give_the_same_bytes(tmp_path, stage):
+    write_checkpoint(tmp_path / "c", "mamba2", n_layer=2)
+    pack(tmp_path / "c", tmp_path / "whole", **FEW)
+
+    def stop(done, total, text):
+        if text.startswith(stage):
+            raise Stop
+
+    with pytest.raises(Stop):
+        pack(tmp_path / "c", tmp_path / "m", progress=stop, **FEW)
+    assert not (tmp_path / "m").exists()
+    seen = []
+    pack(tmp_path / "c", tmp_path / "m", resume=True, progress=lambda d, t, text: seen.append(text), **FEW)
+    assert (tmp_path / "m").read_bytes() == (tmp_path / "whole").read_bytes()
+    if stage == "layer 1":
+        assert "layer 0" not in seen and "layer 1" in seen
+
+
+def test_killed_outright_then_resumed(tmp_path, repo):
+    """SIGKILL in the middle of a layer: nothing is cleaned up, and nothing needs to be."""
+    write_checkpoint(tmp_path / "c", "mamba", n_layer=6, d_model=96)
+    base = [
+        sys.executable,
+        "-m",
+        "quamba_edge",
+        "pack",
+        str(tmp_path / "c"),
+        "--calib-samples",
+        "8",
+        "--calib-len",
+        "64",
+    ]
+    base += ["--seed", "3"]
+    subprocess.run([*base, "-o", str(tmp_path / "whole")], cwd=repo, check=True, capture_output=True)
+    process = subprocess.Popen([*base, "-o", str(tmp_path / "m")], cwd=repo, stderr=subprocess.DEVNULL)
+    part = tmp_path / "m.work" / "part-layer-002"
+    while not part.exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "m").exists()
+    subprocess.run([*base, "-o", str(tmp_path / "m"), "--resume"], cwd=repo, check=True, capture_output=True)
+    assert (tmp_path / "m").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_resume_refuses_another_job_and_a_started_job_is_not_thrown_away(tmp_path):
+    write_checkpoint(tmp_path / "c", "mamba2")
+    with pytest.raises(BadUsage, match="no unfinished job"):
+        pack(tmp_path / "c", tmp_path / "m", resume=True, **FEW)
+
+    def stop(done, total, text):
+        if text == "layer 1":
+            raise Stop
+
+    with pytest.raises(Stop):
+        pack(tmp_path / "c", tmp_path / "m", progress=stop, **FEW)
+    with pytest.raises(BadUsage, match="recipe"):
+        pack(tmp_path / "c", tmp_path / "m", "w8a8", resume=True, **FEW)
+    with pytest.raises(BadUsage, match="add --resume"):
+        pack(tmp_path / "c", tmp_path / "m", **FEW)
+    pack(tmp_path / "c", tmp_path / "m", "w8a8", **FEW)  # another job starts anew
+
+
+def test_calibration_file_is_recorded_and_held_out_text_is_not_calibrated_on(tmp_path):
+    write_checkpoint(tmp_path / "c", "mamba2")
+    (tmp_path / "t.txt").write_text("The quick brown fox. " * 400)
+    pack(tmp_path / "c", tmp_path / "m", calib=tmp_path / "t.txt", **FEW)
+    with Bundle.open(tmp_path / "m") as bundle:
+        record = bundle.manifest.calibration
+        assert record["source"] == "t.txt" and len(record["sha256"]) == 64 and record["samples"] == 4
+        assert bundle.manifest.source["license"] == "apache-2.0"
+
+
+def test_problems_are_told_before_work_begins(tmp_path, monkeypatch):
+    folder = write_checkpoint(tmp_path / "c", "mamba2")
+    with pytest.raises(BadRecipe, match="w5a5"):
+        pack(folder, tmp_path / "m", "w5a5")
+    with pytest.raises(BadText):
+        pack(folder, tmp_path / "m", calib=tmp_path / "absent.txt", **FEW)
+    monkeypatch.setattr("quamba_edge.quant.walk.SELF_SAMPLING_LIMIT", 10)
+    with pytest.raises(BadText, match="--calib FILE"):
+        pack(folder, tmp_path / "m", **FEW)
+    (folder / "tokenizer.json").unlink()
+    (tmp_path / "t.txt").write_text("text " * 900)
+    with pytest.raises(BadText, match="--tokenizer FILE"):
+        pack(folder, tmp_path / "m", calib=tmp_path / "t.txt", **FEW)
+
+
+@pytest.mark.parametrize("mode,bound", [("w16a16", 1.001), ("w8a8", 1.01), ("w4a8", 1.04)])
+def test_trained_models_lose_little_even_with_little_calibration(storyteller, tmp_path, mode, bound):
+    """The whole text and full calibration are in docs/benchmarks.md; this is what a minute-long test can hold."""
+    made = pack(storyteller, tmp_path / "m", mode, calib_samples=8, calib_len=128, eval_tokens=1024)
+    assert 0.98 < made.perplexity_bundle / made.perplexity_source < bound
