@@ -23,7 +23,7 @@ from quamba_edge import __version__
 from quamba_edge.bundle.manifest import FORMAT, Manifest
 from quamba_edge.bundle.reader import Bundle
 from quamba_edge.bundle.writer import amend, assemble
-from quamba_edge.calibrate.text import Windows
+from quamba_edge.calibrate.text import Draw, digest
 from quamba_edge.checkpoint import open_checkpoint
 from quamba_edge.quant import recipe as recipes
 from quamba_edge.quant.walk import Progress, Work, parameter_count, quantize_parts, token_windows
@@ -79,27 +79,24 @@ def pack(
     chosen = recipes.load(recipe, small=parameters < SMALL, n_layer=checkpoint.config.n_layer)
     if method is not None:
         chosen = chosen.with_method(method)
-    samples, length = calib_samples or 128, calib_len or 512
+    length = calib_len or 512
     if eval_tokens is None:
         eval_tokens = 4096 if parameters < SMALL // 4 else length
+    draw = Draw(calib_samples or 128, length, math.ceil(eval_tokens / length), seed)
     job = {
         "checkpoint": checkpoint.digest,
         "recipe": chosen.to_json(),
-        "calib": None
-        if calib is None
-        else hashlib.sha256(calib.read_bytes()).hexdigest()
-        if calib.is_file()
-        else str(calib),
-        "windows": [samples, length, math.ceil(eval_tokens / length), seed],
+        "calib": None if calib is None else digest(calib),
+        "windows": list(draw),
         "tokenizer": hashlib.sha256((checkpoint.tokenizer_json or "").encode()).hexdigest(),
         "version": __version__,
     }
     out = Path(out)
-    encode = Tokenizer(checkpoint.tokenizer_json).encode if checkpoint.tokenizer_json else None
+    words = Tokenizer(checkpoint.tokenizer_json) if checkpoint.tokenizer_json else None
     work = Work(out.with_name(out.name + ".work"), job, resume)
-    windows = token_windows(work, checkpoint, calib, encode, samples, length, job["windows"][2], seed, progress)
+    windows = token_windows(work, checkpoint, calib, words, draw, progress)
     sites, parts = quantize_parts(work, checkpoint, chosen, windows, progress)
-    manifest = describe(checkpoint, chosen, sites, windows, samples, length, seed, chat_template)
+    manifest = describe(checkpoint, words, chosen, sites, windows.record, draw, chat_template)
     total = checkpoint.config.n_layer + 2
     progress(total, total, "measuring the bundle")
     draft = work.folder / "draft.qedge"
@@ -107,7 +104,7 @@ def pack(
     manifest = measured(draft, manifest, windows.held, work.source_nll(), parameters)
     amend(draft, lambda plain: replace(plain, perplexity=manifest.perplexity, golden=manifest.golden), out)
     with Bundle.open(out, verify=False) as bundle:
-        weight_bytes = sum(bundle.tensor(n).nbytes for n in bundle.manifest.tensors if n != "tokenizer.json")
+        weight_bytes = sum(place.nbytes for name, place in bundle.places.items() if name != "tokenizer.json")
     shutil.rmtree(work.folder)
     return PackResult(
         str(out),
@@ -130,20 +127,14 @@ def peak_rss() -> int:
 
 def describe(
     checkpoint: Any,
+    words: Tokenizer | None,
     recipe: recipes.Recipe,
     sites: dict[str, Any],
-    windows: Windows,
-    samples: int,
-    length: int,
-    seed: int,
+    record: dict[str, Any],
+    draw: Draw,
     chat: Path | None,
 ) -> Manifest:
     """The manifest of a bundle that has not been run yet."""
-    vocab, special = checkpoint.config.true_vocab_size, {"eos": [], "bos": None}
-    if checkpoint.tokenizer_json:
-        tokenizer = Tokenizer(checkpoint.tokenizer_json)
-        vocab = min(vocab, tokenizer.vocab_size)
-        special = {"eos": tokenizer.eos_ids(), "bos": tokenizer.bos_id()}
     return Manifest(
         format=FORMAT,
         producer=f"quamba_edge {__version__}",
@@ -151,13 +142,13 @@ def describe(
         config=checkpoint.config.to_json(),
         recipe=recipe.to_json(),
         sites=sites,
-        vocab_size=vocab,
+        vocab_size=checkpoint.config.true_vocab_size,
         rotate=recipe.rotate,
-        calibration={**windows.record, "samples": samples, "length": length, "seed": seed},
+        calibration={**record, "samples": draw.samples, "length": draw.length, "seed": draw.seed},
         perplexity={"source": None, "bundle": None, "tokens": 0},
         golden=[],
         source={"name": checkpoint.path.name, "digest": checkpoint.digest, "license": checkpoint.license},
-        tokenizer=special,
+        tokenizer={"eos": words.eos_ids(), "bos": words.bos_id()} if words else {"eos": [], "bos": None},
         chat_template=chat.read_text() if chat is not None else checkpoint.chat_template,
     )
 

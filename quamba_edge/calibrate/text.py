@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,15 @@ from quamba_edge.errors import BadText
 
 LIMIT = 4_000_000  # characters made into tokens, a million or so; of a longer text, pieces from all over
 HELD_OUT = 0.05  # share of the text kept for measuring perplexity, at its end
+
+
+class Draw(NamedTuple):
+    """How much to take: `samples` windows of `length` tokens to calibrate on, `held` to measure on; by which seed."""
+
+    samples: int
+    length: int
+    held: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -26,30 +37,41 @@ class Windows:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def read_documents(path: Path) -> list[str]:
-    """Plain text is one document; of JSON lines, each gives its "text", or its "messages" joined as they stand."""
+def digest(path: Path) -> str:
+    """Hex sha256 of a text file; BadText when it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as e:
+        raise BadText(f'{path}: {e.strerror}; give a text file or JSON lines with "text"') from None
+
+
+def read_documents(path: Path) -> list[str]:
+    """Plain text is one document; of JSON lines, each gives its "text", or its "messages" joined as they stand.  Either may be gzipped."""
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
         raise BadText(
             f'{path}: cannot be read as UTF-8 text ({e}); give a text file or JSON lines with "text"'
         ) from None
-    if path.suffix not in (".jsonl", ".json"):
+    if path.name.removesuffix(".gz").rpartition(".")[2] not in ("jsonl", "json"):
         return [text]
     documents = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:
-            raw = json.loads(line)
-            documents.append(raw["text"] if "text" in raw else "\n".join(m["content"] for m in raw["messages"]))
+            entry = json.loads(line)
+            documents.append(entry["text"] if "text" in entry else "\n".join(m["content"] for m in entry["messages"]))
         except (ValueError, KeyError, TypeError):
             raise BadText(f'{path}, line {number}: expected an object with "text" or "messages"') from None
     return documents
 
 
-def cut_windows(ids: np.ndarray, samples: int, length: int, held: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """`samples` random windows of the first part of ids, `held` evenly spaced ones of the rest; they share no token."""
+def cut_windows(ids: np.ndarray, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+    """Random windows of the first part of ids to calibrate on, evenly spaced ones of the rest to measure on."""
+    samples, length, held, seed = draw
+    samples, length, held, seed = draw
     kept = max(held * length, int(len(ids) * HELD_OUT)) if held else 0
     kept = min(kept, len(ids) // 4)
     head, tail = ids[: len(ids) - kept], ids[len(ids) - kept :]
@@ -77,7 +99,7 @@ def thin(text: str, limit: int = LIMIT, pieces: int = 256) -> str:
     return "".join(kept)
 
 
-def from_file(path: Path, encode: Any, vocab_size: int, samples: int, length: int, held: int, seed: int) -> Windows:
+def from_file(path: Path, encode: Any, vocab_size: int, draw: Draw) -> Windows:
     """Windows of the user's text; `encode` turns a string into ids."""
     documents = read_documents(path)
     every = max(1, sum(map(len, documents)) // max(LIMIT, *map(len, documents), 1))  # of very many documents, a part
@@ -87,19 +109,17 @@ def from_file(path: Path, encode: Any, vocab_size: int, samples: int, length: in
         raise BadText(
             f"the tokenizer gives id {ids.max()}, the model has {vocab_size} rows: this tokenizer is not the model's"
         )
-    calib, rest = cut_windows(ids, samples, length, held, seed)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Windows(calib, rest, {"source": path.name, "sha256": digest, "tokens_read": len(ids)})
+    calib, rest = cut_windows(ids, draw)
+    return Windows(calib, rest, {"source": path.name, "sha256": digest(path), "tokens_read": len(ids)})
 
 
 @torch.no_grad()
-def from_model(
-    lm: Any, first: int, vocab_size: int, samples: int, length: int, held: int, seed: int, progress: Any = None
-) -> Windows:
+def from_model(lm: Any, first: int, vocab_size: int, draw: Draw, progress: Any = None) -> Windows:
     """Text that the model itself writes at temperature 1, starting from token `first`; no download, nobody's data.
 
     lm is the reference LM; all samples + held sequences advance together, one token at a time.
     """
+    samples, length, held, seed = draw
     generator = torch.Generator().manual_seed(seed)
     ids = torch.full((samples + held, 1), first, dtype=torch.long)
     token, states, out = ids, None, [ids]

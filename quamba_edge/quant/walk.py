@@ -32,7 +32,6 @@ from quamba_edge.quant.recipe import Recipe
 from quamba_edge.quant.transform import layer_reader
 
 Progress = Callable[[int, int, str], None]  # done, total, what
-Encode = Callable[[str], list[int]]
 SELF_SAMPLING_LIMIT = (
     1_500_000_000  # parameters; a larger model is not loaded whole just to write its own calibration text
 )
@@ -110,15 +109,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def token_windows(
-    work: Work,
-    checkpoint: Any,
-    calib: Path | None,
-    encode: Encode | None,
-    samples: int,
-    length: int,
-    held: int,
-    seed: int,
-    progress: Progress,
+    work: Work, checkpoint: Any, calib: Path | None, tokenizer: Any, draw: text.Draw, progress: Progress
 ) -> text.Windows:
     """Token windows of this job, kept in the work folder so that a resumed run sees the same.  No `calib`: the model writes them."""
     kept, record = work.folder / "windows.npz", work.folder / "windows.json"
@@ -127,11 +118,11 @@ def token_windows(
         return text.Windows(arrays["calib"], arrays["held"], json.loads(record.read_text()))
     vocab, parameters = checkpoint.config.true_vocab_size, parameter_count(checkpoint)
     if calib is not None:
-        if encode is None:
+        if tokenizer is None:
             raise BadText(
                 f"{checkpoint.path} has no tokenizer.json, so text cannot become tokens: give --tokenizer FILE"
             )
-        windows = text.from_file(calib, encode, vocab, samples, length, held, seed)
+        windows = text.from_file(calib, tokenizer.encode, vocab, draw)
     elif parameters > SELF_SAMPLING_LIMIT:
         size = f"{parameters / 1e9:.1f}B parameters"
         raise BadText(
@@ -139,7 +130,8 @@ def token_windows(
         )
     else:
         lm = models.find(checkpoint.family, "reference").LM.from_checkpoint(checkpoint)
-        windows = text.from_model(lm, 0, vocab, samples, length, held, seed, progress)
+        first = None if tokenizer is None else tokenizer.bos_id()
+        windows = text.from_model(lm, first or 0, vocab, draw, progress)
     np.savez(kept, calib=windows.calib, held=windows.held)
     write_atomic(record, json.dumps(windows.record).encode())
     return windows

@@ -1,5 +1,6 @@
 """Calibration windows: seeded, from the right part of the text, and refused when the text is too short."""
 
+import gzip
 import json
 
 import numpy as np
@@ -7,23 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quamba_edge.calibrate.text import cut_windows, from_file, read_documents, thin
+from quamba_edge.calibrate.text import Draw, cut_windows, from_file, read_documents, thin
 from quamba_edge.errors import BadText
 
 
 @given(st.integers(400, 3000), st.integers(1, 20), st.integers(2, 50), st.integers(0, 6), st.integers(0, 9))
 def test_calibration_and_held_out_windows_share_no_token(total, samples, length, held, seed):
-    calib, rest = cut_windows(np.arange(total), samples, length, held, seed)
+    calib, rest = cut_windows(np.arange(total), Draw(samples, length, held, seed))
     assert calib.shape == (samples, length) and rest.shape[1] == length
     assert (np.diff(calib, axis=1) == 1).all()
     assert len(rest) <= held and (not held or not len(rest) or calib.max() < rest.min())
-    again, _ = cut_windows(np.arange(total), samples, length, held, seed)
+    again, _ = cut_windows(np.arange(total), Draw(samples, length, held, seed))
     assert (calib == again).all()
 
 
 def test_short_text_says_how_much_is_needed():
     with pytest.raises(BadText, match="calib-len"):
-        cut_windows(np.arange(50), 4, 64, 1, 0)
+        cut_windows(np.arange(50), Draw(4, 64, 1, 0))
 
 
 def test_reads_text_json_lines_and_chat(tmp_path):
@@ -32,6 +33,8 @@ def test_reads_text_json_lines_and_chat(tmp_path):
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     assert read_documents(tmp_path / "a.txt") == ["one\ntwo"]
     assert read_documents(tmp_path / "b.jsonl") == ["x", "hi\nho"]
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress((tmp_path / "b.jsonl").read_bytes()))
+    assert read_documents(tmp_path / "c.jsonl.gz") == ["x", "hi\nho"]
 
 
 @pytest.mark.parametrize("content", ["{broken", '{"other": 1}', "[]", '{"messages": [3]}'])
@@ -43,7 +46,8 @@ def test_bad_json_lines_name_the_line(tmp_path, content):
 
 def test_binary_and_missing_files_are_refused(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00\x81")
-    for path in (tmp_path / "x.txt", tmp_path / "absent.txt", tmp_path):
+    (tmp_path / "x.gz").write_bytes(gzip.compress(b"text")[:-3])
+    for path in (tmp_path / "x.txt", tmp_path / "x.gz", tmp_path / "absent.txt", tmp_path):
         with pytest.raises(BadText):
             read_documents(path)
 
@@ -51,7 +55,7 @@ def test_binary_and_missing_files_are_refused(tmp_path):
 def test_a_foreign_tokenizer_is_noticed(tmp_path):
     (tmp_path / "a.txt").write_text("word " * 400)
     with pytest.raises(BadText, match="not the model's"):
-        from_file(tmp_path / "a.txt", lambda d: [99] * len(d), 50, 2, 16, 1, 0)
+        from_file(tmp_path / "a.txt", lambda d: [99] * len(d), 50, Draw(2, 16, 1, 0))
 
 
 def test_a_long_text_is_thinned_evenly_at_word_borders():
@@ -67,5 +71,5 @@ def test_of_very_many_documents_only_a_part_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("quamba_edge.calibrate.text.LIMIT", 5000)
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"{i:04d}" * 10}) for i in range(1000)))
     seen = []
-    from_file(tmp_path / "a.jsonl", lambda d: seen.append(d) or [1] * len(d), 50, 2, 16, 1, 0)
+    from_file(tmp_path / "a.jsonl", lambda d: seen.append(d) or [1] * len(d), 50, Draw(2, 16, 1, 0))
     assert 100 <= len(seen) <= 150 and seen[0][:4] == "0000" and int(seen[-1][:4]) > 950

@@ -1,6 +1,6 @@
 """Pack the golden bundles and write down what they say; run by hand when the format or a meaning changes, and say so in the commit.
 
-    python tests/golden/make.py
+python tests/golden/make.py
 """
 
 from pathlib import Path
