@@ -15,7 +15,7 @@ import torch
 
 from quamba_edge.errors import BadText
 
-LIMIT = 4_000_000  # characters made into tokens, a million or so; of a longer text, pieces from all over
+LIMIT = 2_000_000  # characters made into tokens, half a million or so; of a longer text, pieces from all over
 HELD_OUT = 0.05  # share of the text kept for measuring perplexity, at its end
 
 

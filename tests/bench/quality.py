@@ -1,6 +1,6 @@
 """Perplexity and size of packed models against their checkpoints, on a whole text; run by hand.
 
-    python tests/bench/quality.py --models DIR... --calib TEXT --text TEXT [--modes w8a8,w4a8] [--ablation] [--limit-tokens N] [--json FILE]
+    python tests/bench/quality.py --models DIR... --calib TEXT --text TEXT [--modes w8a8,w4a8] [--ablation] [--limit-tokens N] [--calib-samples N] [--json FILE]
 
 --ablation packs each model in W8A8 and W4A8 with one choice taken back at a time, to show what the choice buys.
 """
@@ -43,12 +43,14 @@ ABLATIONS = {
 }
 
 
-def measure(model: Path, recipe: Recipe, calib: Path, text: Path, limit: int | None, source: float) -> dict:
+def measure(
+    model: Path, recipe: Recipe, calib: Path, text: Path, limit: int | None, samples: int | None, source: float
+) -> dict:
     """Pack, evaluate, throw away; one row."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.json"
         file.write_text(json.dumps(recipe.to_json()))
-        made = pack(model, Path(folder) / "m.qedge", str(file), calib, eval_tokens=0)
+        made = pack(model, Path(folder) / "m.qedge", str(file), calib, samples, eval_tokens=0)
         found = evaluate(made.bundle, text, limit_tokens=limit)
     return {
         "perplexity": found.perplexity,
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--limit-tokens", type=int)
+    parser.add_argument("--calib-samples", type=int)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows = []
@@ -83,7 +86,9 @@ def main() -> None:
                     "model": model.name,
                     "mode": mode,
                     "variant": name,
-                    **measure(model, recipe, args.calib, args.text, args.limit_tokens, source.perplexity),
+                    **measure(
+                        model, recipe, args.calib, args.text, args.limit_tokens, args.calib_samples, source.perplexity
+                    ),
                 }
                 rows.append(row)
                 print(
