@@ -6,7 +6,7 @@ as the running model will.  Both rotate out_proj's input when the recipe rotates
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -21,23 +21,23 @@ class Observer:
     (Quamba, section 4.2: the SSM's input is what outliers hurt).
 
     peak[name]     in_proj, out_proj, dt_proj: (1); x: (E); B, C: (g*N) or (N); state: shape of one state
-    hessian[name]  sum over tokens of v v^T for the inputs of linears, (K, K), where asked for
+    moments[site]  sum over tokens of v v^T for the inputs of a linear, (K, K), where `wanted` says "gptq", or its
+                   diagonal alone, (K), where it says "rtn"
     """
 
-    def __init__(self, rotate_out: Callable[[Tensor], Tensor], hessians: set[str], percentile: float = 100.0):
+    def __init__(
+        self, rotate_out: Callable[[Tensor], Tensor], wanted: Mapping[str, str] | None = None, percentile: float = 100.0
+    ):
         self.rotate_out = rotate_out
-        self.wanted = hessians
+        self.wanted = wanted or {}
         self.percentile = percentile
         self.peak: dict[str, Tensor] = {}
-        self.hessian: dict[str, Tensor] = {}
-        self.tokens = 0
+        self.moments: dict[str, Tensor] = {}
         self._quantiles: dict[str, list[Tensor]] = {}
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         if name == "out_proj":
             value = self.rotate_out(value)
-        if name == "in_proj":
-            self.tokens += value.shape[0] * value.shape[1]
         if name in ("in_proj", "out_proj", "dt_proj"):
             self._measure(name, value.reshape(-1, 1))
         elif name in ("x", "B", "C"):
@@ -46,9 +46,11 @@ class Observer:
             )
         elif name == "state":
             self._raise(name, value.abs().flatten(0, 1).amax(0))
-        for site in self.wanted & ({"x_proj"} if name == "x" else {name}):
+        site = "x_proj" if name == "x" else name
+        if site in self.wanted:
             flat = value.reshape(-1, value.shape[-1])
-            self.hessian[site] = self.hessian.get(site, 0) + flat.T @ flat
+            moment = flat.T @ flat if self.wanted[site] == "gptq" else flat.square().sum(0)
+            self.moments[site] = self.moments[site].add_(moment) if site in self.moments else moment
         return value
 
     def _raise(self, name: str, top: Tensor) -> None:

@@ -90,10 +90,10 @@ def observe_head(
     stream: Tensor, config: Any, recipe: Recipe, norm_weight: Tensor, hessian: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Static scale of the head's input, and the GPTQ factor of its Hessian where asked for."""
-    observer = Observer(identity, {"in_proj"} if hessian else set())
+    observer = Observer(identity, {"in_proj": "gptq"} if hessian else None)
     for sequence in stream:
         observer("in_proj", head_input(sequence[None], config, recipe, norm_weight))
-    return scale_of(observer.peak["in_proj"]), inverse_factor(observer.hessian["in_proj"]) if hessian else None
+    return scale_of(observer.peak["in_proj"]), inverse_factor(observer.moments["in_proj"]) if hessian else None
 
 
 @torch.no_grad()

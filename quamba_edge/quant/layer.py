@@ -69,15 +69,14 @@ def make_block(family: str, config: Any, weights: Weights) -> Any:
     return block.float().eval()
 
 
-def quantize_weight(w: Tensor, scheme: Scheme, hessian: Tensor | None, recipe: Recipe) -> Codes:
-    """One site's codes by the scheme's method; without a Hessian, round to nearest."""
+def quantize_weight(w: Tensor, scheme: Scheme, moments: Tensor, recipe: Recipe) -> Codes:
+    """One site's codes by the scheme's method, given its inputs' second moments: (K, K) for GPTQ, (K) for round to nearest."""
     search = recipe.clip_search
     peak = w.abs().max() if recipe.weight_grain == "tensor" else None
-    if scheme.method == "gptq" and hessian is not None:
-        factor = inverse_factor(hessian)
+    if scheme.method == "gptq":
+        factor = inverse_factor(moments)
         return by_slabs(lambda rows: quantize_gptq(rows, factor, scheme, search=search, peak=peak), w)
-    importance = None if hessian is None else hessian.diagonal()
-    return by_slabs(lambda rows: quantize_rtn(rows, scheme, importance, search=search, peak=peak), w)
+    return by_slabs(lambda rows: quantize_rtn(rows, scheme, moments, search=search, peak=peak), w)
 
 
 def activation_scales(
@@ -107,20 +106,21 @@ def find_grouping(weights: Weights, family: str, config: Any, stream: Tensor) ->
     """Sort-and-cluster the layer's heads and channels by the largest |x| that the stream gives them."""
     if family != "mamba2":
         raise BadRecipe('x_grain "group" sorts Mamba2\'s heads; a Mamba1 recipe takes "channel" or "tensor"')
-    observer = Observer(identity, set())
+    observer = Observer(identity)
     run_layer(make_block(family, config, weights), stream, observer, None)
     magnitude = observer.peak["x"].view(-1, config.headdim).numpy()
     return cluster.sort_and_cluster(magnitude, config.ngroups)
 
 
 def store_linear(
-    site: str, w: Tensor, scheme: Scheme, hessian: Tensor | None, recipe: Recipe
+    site: str, w: Tensor, scheme: Scheme, moments: Tensor | None, recipe: Recipe
 ) -> tuple[list[tuple[str, str, np.ndarray]], Tensor]:
     """A linear site's tensors (name, layout, logical array), and the weight f32 (N, K) that they stand for."""
     if scheme.bits == 16:
         half = to_half(w, site)
         return [(f"{site}.weight", "row", half.numpy())], half.float()
-    made = quantize_weight(w, scheme, hessian, recipe)
+    assert moments is not None
+    made = quantize_weight(w, scheme, moments, recipe)
     layouts = ("n16k8", "n16") if scheme.bits == 4 else ("n16k4", "row")
     arrays = [(f"{site}.codes", layouts[0], made.codes.numpy()), (f"{site}.scales", layouts[1], made.scales.numpy())]
     return arrays, made.dequantize()
@@ -184,7 +184,7 @@ def quantize_layer(
     if recipe.rotate:
         weights = rotate_layer(weights)
     block = make_block(family, config, weights)
-    wanted = {s for s, scheme in schemes.items() if scheme.bits < 16}
+    wanted = {s: scheme.method for s, scheme in schemes.items() if scheme.bits < 16}
     observer = Observer(rotate_out, wanted, recipe.percentile)
     run_layer(block, stream, observer, None)
     run_layer(block, exact, lambda name, v: rotate_out(v) if name == "out_proj" else v, exact)
@@ -194,12 +194,13 @@ def quantize_layer(
     sites: dict[str, dict[str, Any]] = {}
     for site, scheme in schemes.items():
         name = f"mixer.{site}.weight"
-        w, hessian = weights[name], observer.hessian.get(site)
+        w, moments = weights[name], observer.moments.get(site)
         columns = scales["x"] if site == "x_proj" and "x" in scales else None
         if columns is not None:  # x arrives as codes: their scales go into the columns before these are quantized
             w = w * columns
-            hessian = None if hessian is None else hessian / (columns[:, None] * columns[None, :])
-        made, value = store_linear(site, w, scheme, hessian, recipe)
+            if moments is not None:
+                moments = moments / (columns.square() if moments.ndim == 1 else columns[:, None] * columns[None, :])
+        made, value = store_linear(site, w, scheme, moments, recipe)
         block.get_parameter(name).copy_(value if columns is None else value / columns)
         tensors += made
         if scheme.act == 8:

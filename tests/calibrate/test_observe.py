@@ -11,7 +11,7 @@ def identity(x):
 
 
 def test_peaks_and_hessians_accumulate_over_batches():
-    observer = Observer(identity, {"in_proj"})
+    observer = Observer(identity, {"in_proj": "gptq", "x_proj": "rtn"})
     batches = [torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(s)) for s in range(3)]
     for batch in batches:
         observer("in_proj", batch)
@@ -19,21 +19,22 @@ def test_peaks_and_hessians_accumulate_over_batches():
     flat = torch.cat(batches).reshape(-1, 8)
     assert torch.equal(observer.peak["x"], flat.abs().amax(0))
     assert observer.peak["in_proj"] == flat.abs().max()
-    assert torch.allclose(observer.hessian["in_proj"], flat.T @ flat, rtol=1e-5)
+    assert torch.allclose(observer.moments["in_proj"], flat.T @ flat, rtol=1e-5)
+    assert torch.allclose(observer.moments["x_proj"], flat.square().sum(0), rtol=1e-5)
 
 
 def test_out_proj_is_observed_after_the_online_rotation():
     value = torch.randn(1, 4, 12, generator=torch.Generator().manual_seed(1))
-    observer = Observer(rotate, {"out_proj"})
+    observer = Observer(rotate, {"out_proj": "gptq"})
     assert torch.allclose(observer("out_proj", value), rotate(value))
     flat = rotate(value)[0]
-    assert torch.allclose(observer.hessian["out_proj"], flat.T @ flat, atol=1e-5)
+    assert torch.allclose(observer.moments["out_proj"], flat.T @ flat, atol=1e-5)
 
 
 def test_a_percentile_cuts_rare_outliers_of_x_only():
     value = torch.ones(1, 1000, 4)
     value[0, 7] = 50
-    observer = Observer(identity, set(), percentile=99.0)
+    observer = Observer(identity, percentile=99.0)
     for name in ("x", "in_proj"):
         observer(name, value)
     assert observer.peak["x"].max() == 1 and observer.peak["in_proj"] == 50
