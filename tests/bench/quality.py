@@ -1,6 +1,6 @@
 """Perplexity and size of packed models against their checkpoints, on a whole text; run by hand.
 
-    python tests/bench/quality.py --models DIR... --calib TEXT --text TEXT [--modes w8a8,w4a8] [--ablation] [--limit-tokens N] [--calib-samples N] [--json FILE]
+    python tests/bench/quality.py [--models DIR...] [--calib TEXT] [--text TEXT] [--modes w8a8,w4a8] [--ablation] [--limit-tokens N] [--calib-samples N] [--json FILE]
 
 --ablation packs each model in W8A8 and W4A8 with one choice taken back at a time, to show what the choice buys.
 """
@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from quamba_edge.apps.evaluate import evaluate
-from quamba_edge.pack import pack
-from quamba_edge.quant.recipe import Recipe, Scheme, shipped
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # run as a script, from anywhere
+
+from quamba_edge.apps.evaluate import evaluate  # noqa: E402
+from quamba_edge.checkpoint import open_checkpoint  # noqa: E402
+from quamba_edge.pack import pack  # noqa: E402
+from quamba_edge.quant.recipe import Recipe, Scheme, shipped  # noqa: E402
 
 MODES = ("w16a16", "w8a8", "w4a16", "w4a8")
 
@@ -43,18 +48,19 @@ ABLATIONS = {
 }
 
 
-def measure(
-    model: Path, recipe: Recipe, calib: Path, text: Path, limit: int | None, samples: int | None, source: float
-) -> dict:
-    """Pack, evaluate, throw away; one row."""
+def measure(model: Path, recipe: Recipe, args: argparse.Namespace, source: float | None) -> dict:
+    """Pack, evaluate, throw away; one row.  Without a text, on what the packer itself held back."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.json"
         file.write_text(json.dumps(recipe.to_json()))
-        made = pack(model, Path(folder) / "m.qedge", str(file), calib, samples, eval_tokens=0)
-        found = evaluate(made.bundle, text, limit_tokens=limit)
+        held = 0 if args.text else 4096
+        made = pack(model, Path(folder) / "m.qedge", str(file), args.calib, args.calib_samples, eval_tokens=held)
+        perplexity, source = made.perplexity_bundle, source or made.perplexity_source
+        if args.text:
+            perplexity = evaluate(made.bundle, args.text, limit_tokens=args.limit_tokens).perplexity
     return {
-        "perplexity": found.perplexity,
-        "ratio": found.perplexity / source,
+        "perplexity": perplexity,
+        "ratio": perplexity / source,
         "bytes": made.bytes,
         "bits_per_weight": made.bits_per_weight,
     }
@@ -62,9 +68,9 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, nargs="+", required=True)
-    parser.add_argument("--calib", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--models", type=Path, nargs="+", default=sorted((ROOT / "demos" / "models").glob("*-5m")))
+    parser.add_argument("--calib", type=Path)
+    parser.add_argument("--text", type=Path)
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--limit-tokens", type=int)
@@ -73,30 +79,25 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for model in args.models:
-        source = evaluate(str(model), args.text, limit_tokens=args.limit_tokens)
-        print(f"\n{model.name}: checkpoint perplexity {source.perplexity:.4f} on {source.tokens} tokens", flush=True)
+        source = None
+        if args.text:
+            found = evaluate(str(model), args.text, limit_tokens=args.limit_tokens)
+            source = found.perplexity
+            print(f"\n{model.name}: checkpoint perplexity {source:.4f} on {found.tokens} tokens", flush=True)
         for mode in args.modes.split(","):
-            for name, change in (ABLATIONS if args.ablation else {"all": ABLATIONS["all"]}).items():
+            for name, change in ABLATIONS.items() if args.ablation else [("all", ABLATIONS["all"])]:
                 recipe = change(shipped(mode))
-                if (recipe.x_grain == "group" and "mamba1" in model.name) or (
-                    args.ablation and name != "all" and recipe == shipped(mode)
-                ):
+                if recipe == shipped(mode) and name != "all":
+                    continue  # takes nothing back in this mode
+                if recipe.x_grain == "group" and open_checkpoint(model).family != "mamba2":
                     continue
-                row = {
-                    "model": model.name,
-                    "mode": mode,
-                    "variant": name,
-                    **measure(
-                        model, recipe, args.calib, args.text, args.limit_tokens, args.calib_samples, source.perplexity
-                    ),
-                }
+                row = {"model": model.name, "mode": mode, "variant": name, **measure(model, recipe, args, source)}
                 rows.append(row)
-                print(
-                    f"  {mode:7s} {name:32s} {row['perplexity']:9.4f}  x{row['ratio']:.4f}  {row['bytes']:9d} B  {row['bits_per_weight']:.3f} bits",
-                    flush=True,
-                )
+                size = f"{row['bytes']:9d} B  {row['bits_per_weight']:.3f} bits"
+                print(f"  {mode:7s} {name:32s} {row['perplexity']:9.4f}  x{row['ratio']:.4f}  {size}", flush=True)
                 if args.json:
                     args.json.write_text(json.dumps(rows, indent=1))
+    print(json.dumps(rows))
 
 
 if __name__ == "__main__":
