@@ -48,6 +48,7 @@ class PackResult:
     source_bytes: int
     parameters: int
     bits_per_weight: float
+    has_tokenizer: bool
 
 
 def pack(
@@ -116,6 +117,7 @@ def pack(
         checkpoint.bytes,
         parameters,
         8 * weight_bytes / parameters,
+        words is not None,
     )
 
 

@@ -163,6 +163,15 @@ def test_resume_refuses_another_job_and_a_started_job_is_not_thrown_away(tmp_pat
     pack(tmp_path / "c", tmp_path / "m", "w8a8", **FEW)  # another job starts anew
 
 
+def test_both_layouts_of_a_checkpoint_pack_alike(tmp_path):
+    logits = []
+    for layout in ("state-spaces", "transformers"):
+        write_checkpoint(tmp_path / layout, "mamba2", layout, ngroups=2, sharded=layout == "transformers")
+        pack(tmp_path / layout, tmp_path / "m", "w4a8", noise_text(tmp_path), **FEW)
+        logits.append(logits_of(tmp_path / "m", [1, 2, 3, 4]))
+    assert np.array_equal(*logits)
+
+
 def test_calibration_file_is_recorded_and_held_out_text_is_not_calibrated_on(tmp_path):
     write_checkpoint(tmp_path / "c", "mamba2")
     (tmp_path / "t.txt").write_text("The quick brown fox. " * 400)
@@ -183,6 +192,8 @@ def test_problems_are_told_before_work_begins(tmp_path, monkeypatch):
     with pytest.raises(BadText, match="--calib FILE"):
         pack(folder, tmp_path / "m", **FEW)
     (folder / "tokenizer.json").unlink()
+    monkeypatch.undo()
+    assert not pack(folder, tmp_path / "mute", **FEW).has_tokenizer
     (tmp_path / "t.txt").write_text("text " * 900)
     with pytest.raises(BadText, match="--tokenizer FILE"):
         pack(folder, tmp_path / "m", calib=tmp_path / "t.txt", **FEW)

@@ -137,7 +137,10 @@ def test_summary():
         peak_rss_bytes=2.5e9,
         perplexity_source=4.0,
         perplexity_bundle=4.1,
+        has_tokenizer=True,
     )
     assert app.summary(result) == "o.qedge: 3.40 MB in 61 s, peak memory 2.50 GB\nperplexity 4.0000 -> 4.1000 (+2.50%)"
     result.perplexity_source = None
     assert "perplexity" not in app.summary(result)
+    result.has_tokenizer = False
+    assert "--tokenizer FILE" in app.summary(result)
