@@ -26,7 +26,8 @@ from quamba_edge.bundle.writer import amend, assemble
 from quamba_edge.calibrate.text import Draw, digest
 from quamba_edge.checkpoint import open_checkpoint
 from quamba_edge.quant import recipe as recipes
-from quamba_edge.quant.walk import Progress, Work, parameter_count, quantize_parts, token_windows
+from quamba_edge.quant.walk import Progress, parameter_count, quantize_parts, source_nll, token_windows
+from quamba_edge.quant.work import Work
 from quamba_edge.runtime.session import Engine, Session
 from quamba_edge.runtime.tokenizer import Tokenizer
 
@@ -102,7 +103,7 @@ def pack(
     progress(total, total, "measuring the bundle")
     draft = work.folder / "draft.qedge"
     assemble(draft, manifest, parts)
-    manifest = measured(draft, manifest, windows.held, work.source_nll(), parameters)
+    manifest = measured(draft, manifest, windows.held, source_nll(work), parameters)
     amend(draft, lambda plain: replace(plain, perplexity=manifest.perplexity, golden=manifest.golden), out)
     with Bundle.open(out, verify=False) as bundle:
         weight_bytes = sum(place.nbytes for name, place in bundle.places.items() if name != "tokenizer.json")
@@ -155,15 +156,15 @@ def describe(
     )
 
 
-def measured(draft: Path, manifest: Manifest, held: np.ndarray, source_nll: float | None, parameters: int) -> Manifest:
+def measured(draft: Path, manifest: Manifest, held: np.ndarray, nll: float | None, parameters: int) -> Manifest:
     """The manifest with what the bundle does: perplexity of the held-out windows, and what it says greedily."""
     perplexity: dict[str, Any] = {"source": None, "bundle": None, "tokens": 0}
     with Bundle.open(draft, verify=False) as bundle:
         engine = Engine(bundle, backend="reference")
-        if len(held) and source_nll is not None:
+        if len(held) and nll is not None:
             scores = engine.score(held)
             perplexity = {
-                "source": math.exp(source_nll),
+                "source": math.exp(nll),
                 "bundle": math.exp(-scores.mean()),
                 "tokens": scores.size,
                 "convention": f"windows of {held.shape[1]} tokens, each from an empty state, the first token not scored",

@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-MARGIN = (
-    1e-3  # a channel's scale is at least this share of the largest one's: a channel silent in calibration may yet speak
-)
+LINEARS = ("in_proj", "out_proj", "dt_proj")  # taps on the inputs of linears; x_proj's is "x"
+# A channel's scale is at least this share of the largest one's: a channel silent in calibration may yet speak.
+MARGIN = 1e-3
 
 
 class Observer:
-    """Largest magnitudes and Hessians, over everything that passes; of x, a percentile of the magnitudes if so asked
-    (Quamba, section 4.2: the SSM's input is what outliers hurt).
+    """Largest magnitudes and Hessians, over everything that passes.  Of x, the `percentile` of each channel's magnitudes,
+    averaged over batches, where that is below 100 (Quamba, section 4.2: the SSM's input is what outliers hurt).
 
     peak[name]     in_proj, out_proj, dt_proj: (1); x: (E); B, C: (g*N) or (N); state: shape of one state
     moments[site]  sum over tokens of v v^T for the inputs of a linear, (K, K), where `wanted` says "gptq", or its
@@ -33,19 +33,17 @@ class Observer:
         self.percentile = percentile
         self.peak: dict[str, Tensor] = {}
         self.moments: dict[str, Tensor] = {}
-        self._quantiles: dict[str, list[Tensor]] = {}
+        self._quantiles: list[Tensor] = []  # of x, one per batch
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         if name == "out_proj":
             value = self.rotate_out(value)
-        if name in ("in_proj", "out_proj", "dt_proj"):
-            self._measure(name, value.reshape(-1, 1))
-        elif name in ("x", "B", "C"):
-            self._measure(
-                name, value.reshape(-1, value.shape[-1]) if value.ndim == 3 else value.flatten(2).flatten(0, 1)
-            )
-        elif name == "state":
-            self._raise(name, value.abs().flatten(0, 1).amax(0))
+        if name in LINEARS:
+            self._raise(name, value.reshape(-1, 1))
+        elif name == "x" and self.percentile < 100:
+            self._average_quantile(value.flatten(0, 1))
+        elif name in ("x", "B", "C", "state"):
+            self._raise(name, value.flatten(0, 1))
         site = "x_proj" if name == "x" else name
         if site in self.wanted:
             flat = value.reshape(-1, value.shape[-1])
@@ -53,17 +51,16 @@ class Observer:
             self.moments[site] = self.moments[site].add_(moment) if site in self.moments else moment
         return value
 
-    def _raise(self, name: str, top: Tensor) -> None:
+    def _raise(self, name: str, values: Tensor) -> None:
+        """values (M, ...): the peak is over the first axis, found without a copy of the values."""
+        top = torch.maximum(values.amax(0), -values.amin(0))
         self.peak[name] = torch.maximum(self.peak[name], top) if name in self.peak else top
 
-    def _measure(self, name: str, columns: Tensor) -> None:
-        if self.percentile >= 100 or name != "x":
-            self._raise(name, columns.abs().amax(0))
-            return
-        magnitude = columns.abs()
+    def _average_quantile(self, x: Tensor) -> None:
+        magnitude = x.abs()  # (M, E)
         k = max(1, min(len(magnitude), round(len(magnitude) * self.percentile / 100)))
-        self._quantiles.setdefault(name, []).append(magnitude.kthvalue(k, dim=0).values)
-        self.peak[name] = torch.stack(self._quantiles[name]).mean(0)  # every batch weighs the same
+        self._quantiles.append(magnitude.kthvalue(k, dim=0).values)
+        self.peak["x"] = torch.stack(self._quantiles).mean(0)  # every batch weighs the same
 
 
 def scale_of(peak: Tensor) -> Tensor:
@@ -89,7 +86,7 @@ class FakeQuant:
         if name in self.scales:
             scale = self.scales[name]
             return fake_quant(value, scale.view(value.shape[2:]) if scale.numel() > 1 else scale)
-        return value.half().float() if name in ("in_proj", "out_proj", "dt_proj") else value
+        return value.half().float() if name in LINEARS else value
 
 
 def state_scales(peak: Tensor, margin: float = 1.5) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,6 @@ def read_documents(path: Path) -> list[str]:
 def cut_windows(ids: np.ndarray, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
     """Random windows of the first part of ids to calibrate on, evenly spaced ones of the rest to measure on."""
     samples, length, held, seed = draw
-    samples, length, held, seed = draw
     kept = max(held * length, int(len(ids) * HELD_OUT)) if held else 0
     kept = min(kept, len(ids) // 4)
     head, tail = ids[: len(ids) - kept], ids[len(ids) - kept :]

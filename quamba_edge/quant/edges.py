@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from quamba_edge import layouts
-from quamba_edge.calibrate.observe import Observer, scale_of
-from quamba_edge.quant.gptq import inverse_factor, quantize_gptq
+from quamba_edge.calibrate.observe import scale_of
+from quamba_edge.quant import site
+from quamba_edge.quant.gptq import inverse_factor
 from quamba_edge.quant.hadamard import rotate, unrotate
-from quamba_edge.quant.layer import identity, to_half
 from quamba_edge.quant.recipe import Recipe, Scheme
-from quamba_edge.quant.rtn import Codes, quantize_rtn
-from quamba_edge.quant.slabs import by_slabs
 
 Stored = list[tuple[str, tuple[int, ...], str, np.ndarray]]  # suffix, logical shape, layout, stored array
 SLAB = 4096  # rows at a time: 64 MB in f32 at D = 4096
@@ -33,44 +31,34 @@ def slabs(checkpoint: Any, name: str) -> Iterator[tuple[int, Tensor]]:
 
 
 def store_edge(
-    checkpoint: Any, name: str, scheme: Scheme, recipe: Recipe, fold: Tensor | None, factor: Tensor | None, signed: bool
+    checkpoint: Any,
+    name: str,
+    scheme: Scheme,
+    recipe: Recipe,
+    fold: Tensor | None = None,
+    guide: Tensor | None = None,
+    signed: bool = False,
 ) -> Stored:
-    """The packed tensors of an embedding or head, read and packed slab by slab."""
-    shape = checkpoint.shape(name)
-    if scheme.bits == 16:
-        plan = {"weight": ("row", "f16", shape)}
-    elif scheme.bits == 8:
-        plan = {"codes": ("n16k4", "i8", shape), "scales": ("row", "f32", shape[:1])}
-    else:
-        plan = {"codes": ("n16k8", "u4", shape), "scales": ("n16", "f16", (shape[0], -(-shape[1] // scheme.group)))}
-    stored = {part: layouts.empty(*spec) for part, spec in plan.items()}
+    """The packed tensors of an embedding or head, read and packed slab by slab.
+
+    fold (D): a norm's weight that goes into the columns; guide and signed as in `site.encode`.
+    """
+    specs = site.specs(checkpoint.shape(name), scheme)
+    stored = {part: layouts.empty(*spec) for part, spec in specs.items()}
     for start, w in slabs(checkpoint, name):
         w = w if fold is None else w * fold
         w = rotate(w) if recipe.rotate else w
-        if scheme.bits == 16:
-            rows = {"weight": to_half(w, name)}
-        else:
-            if factor is not None:
-                made = by_slabs(lambda rows: quantize_gptq(rows, factor, scheme, search=recipe.clip_search), w)
-            else:
-                made = by_slabs(lambda rows: quantize_rtn(rows, scheme, search=recipe.clip_search, signed=signed), w)
-            rows = {"codes": made.codes, "scales": made.scales}
-        for part, values in rows.items():
-            layouts.pack_rows(plan[part][0], values.numpy(), stored[part], plan[part][2], start)
-    return [(part, spec[2], spec[0], stored[part]) for part, spec in plan.items()]
+        for part, rows in site.encode(name, w, scheme, recipe, guide, signed=signed).items():
+            layout, _, shape = specs[part]
+            layouts.pack_rows(layout, rows.numpy(), stored[part], shape, start)
+    return [(part, shape, layout, stored[part]) for part, (layout, _, shape) in specs.items()]
 
 
-def looked_up(made: Stored, scheme: Scheme, tokens: np.ndarray) -> np.ndarray:
+def looked_up(made: Stored, scheme: Scheme, tokens: np.ndarray) -> Tensor:
     """The rows that the quantized embedding gives for tokens (S, L): f32 (S, L, D)."""
-    parts = {part: (layout, stored, shape) for part, shape, layout, stored in made}
     ids, inverse = np.unique(tokens.reshape(-1), return_inverse=True)
-    if scheme.bits == 16:
-        rows = np.asarray(parts["weight"][1][ids], np.float32)
-    else:
-        codes = torch.from_numpy(layouts.gather(*parts["codes"], ids))
-        scales = torch.from_numpy(layouts.gather(*parts["scales"], ids))
-        rows = Codes(codes, scales, scheme.bits, scheme.group).dequantize().numpy()
-    return rows[inverse].reshape(*tokens.shape, -1)
+    parts = {part: torch.from_numpy(layouts.gather(layout, array, shape, ids)) for part, shape, layout, array in made}
+    return site.decode(parts, scheme)[torch.from_numpy(inverse.reshape(tokens.shape))]
 
 
 def normed(stream: Tensor, eps: float) -> Tensor:
@@ -89,11 +77,14 @@ def head_input(stream: Tensor, config: Any, recipe: Recipe, norm_weight: Tensor)
 def observe_head(
     stream: Tensor, config: Any, recipe: Recipe, norm_weight: Tensor, hessian: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Static scale of the head's input, and the GPTQ factor of its Hessian where asked for."""
-    observer = Observer(identity, {"in_proj": "gptq"} if hessian else None)
+    """Static scale (1) of the head's input, and the GPTQ factor (D, D) of its Hessian where asked for."""
+    peak, moments = torch.zeros(1), torch.zeros(config.d_model, config.d_model) if hessian else None
     for sequence in stream:
-        observer("in_proj", head_input(sequence[None], config, recipe, norm_weight))
-    return scale_of(observer.peak["in_proj"]), inverse_factor(observer.moments["in_proj"]) if hessian else None
+        x = head_input(sequence, config, recipe, norm_weight)
+        peak = torch.maximum(peak, x.abs().max())
+        if moments is not None:
+            moments += x.T @ x
+    return scale_of(peak), None if moments is None else inverse_factor(moments)
 
 
 @torch.no_grad()
@@ -107,7 +98,7 @@ def negative_log_likelihood(checkpoint: Any, exact: Tensor, tokens: np.ndarray, 
     x = x[:, :-1].reshape(-1, x.shape[-1])
     target = torch.from_numpy(tokens[:, 1:].reshape(-1).astype(np.int64))
     total = torch.full((len(x),), -torch.inf)
-    chosen = torch.zeros(len(x))
+    chosen = torch.full((len(x),), -torch.inf)
     for a, w in slabs(checkpoint, "lm_head.weight"):
         w = w[: max(0, config.true_vocab_size - a)]
         if not len(w):

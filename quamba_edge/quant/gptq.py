@@ -22,20 +22,18 @@ def inverse_factor(hessian: Tensor, damp: float = 0.01) -> Tensor:
     Inputs that were never anything but zero get a unit diagonal, so that they neither receive nor spread error.  Where the
     factorization fails in f32, damping grows tenfold at a time.
     """
-    h = hessian.double() if hessian.shape[0] <= 2048 else hessian.float().clone()
-    dead = h.diagonal() == 0
-    h.diagonal()[dead] = 1.0
-    mean = h.diagonal().mean()
+    dtype = torch.float64 if hessian.shape[0] <= 2048 else torch.float32
+    diagonal = hessian.diagonal().to(dtype, copy=True)
+    diagonal[diagonal == 0] = 1.0
     while damp <= 10:
-        damped = h.clone()
-        damped.diagonal().add_(damp * mean)
-        lower, info = torch.linalg.cholesky_ex(damped)
+        work = hessian.to(dtype, copy=True)
+        work.diagonal().copy_(diagonal + damp * diagonal.mean())
+        work, info = torch.linalg.cholesky_ex(work)
         if info == 0:
-            inverse = torch.cholesky_inverse(lower)
-            del damped, lower
-            upper, info = torch.linalg.cholesky_ex(inverse, upper=True)
+            work = torch.cholesky_inverse(work)
+            work, info = torch.linalg.cholesky_ex(work, upper=True)
             if info == 0:
-                return upper.float()
+                return work.float()
         damp *= 10
     raise ArithmeticError("the Hessian of a calibration input is not finite")
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from quamba_edge import rotation
 
+SLAB = 1 << 20  # elements at a time: a product makes copies of what it transforms, 4 MB each for a slab
+
 
 @lru_cache(maxsize=8)
 def _factors(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,20 +31,24 @@ def _factors(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 def rotate(x: Tensor) -> Tensor:
     """x M over the last axis, orthonormal; any float dtype."""
-    n = x.shape[-1]
-    a, b, c = _factors(n, x.dtype)
-    block = x.reshape(-1, len(a), len(b), len(c))
-    block = block @ c
-    block = torch.einsum("npqr,qs->npsr", block, b)
-    block = torch.einsum("npqr,ps->nsqr", block, a)
-    return block.reshape(x.shape)
+    a, b, c = _factors(x.shape[-1], x.dtype)
+    return _transform(x, a, b, c)
 
 
 def unrotate(x: Tensor) -> Tensor:
     """x M^T: undoes rotate.  The 20 and 28 bases are not symmetric, so rotating twice is not the identity."""
-    n = x.shape[-1]
-    a, b, c = _factors(n, x.dtype)
-    block = x.reshape(-1, len(a), len(b), len(c)) @ c  # Sylvester matrices are symmetric
-    block = torch.einsum("npqr,qs->npsr", block, b)
-    block = torch.einsum("npqr,sp->nsqr", block, a)
-    return block.reshape(x.shape)
+    a, b, c = _factors(x.shape[-1], x.dtype)
+    return _transform(x, a.T, b, c)  # Sylvester matrices are symmetric
+
+
+def _transform(x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """x as blocks (p, q, r), multiplied by a, b and c along these axes; a slab of rows at a time."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = torch.empty_like(rows)
+    step = max(1, SLAB // max(1, x.shape[-1]))
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step].reshape(-1, len(a), len(b), len(c)) @ c
+        block = torch.einsum("npqr,qs->npsr", block, b)
+        block = torch.einsum("npqr,ps->nsqr", block, a)
+        out[start : start + step] = block.reshape(-1, x.shape[-1])
+    return out.reshape(x.shape)

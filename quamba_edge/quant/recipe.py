@@ -47,7 +47,7 @@ class Recipe:
     ssm_act     8: the SSM's inputs are int8 in layers whose in_proj has act 8; 16: left as floats
     x_grain     int8 scales of the SSM input x: per "channel", per sort-and-cluster "group", or per "tensor"
     bc_grain    int8 scales of B and C (Mamba2): per SSD "group", or per "tensor"
-    percentile  of |value| that a static activation scale must cover; 100 is absmax
+    percentile  of each channel's |x| that the static scale of the SSM input must cover; 100 is absmax
     clip_search search the 4-bit scale of each group for least squared error, instead of absmax / 7.5
     weight_grain "channel": 8-bit weights with one scale per output row; "tensor": one for the matrix (ablation)
     signed_embedding  take the signed maximum of an embedding row, as the published code does (ablation)

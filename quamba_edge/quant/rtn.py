@@ -29,12 +29,15 @@ class Codes:
     bits: int
     group: int
 
-    def dequantize(self) -> Tensor:
-        """The values that the codes stand for, f32 (N, K)."""
+    def dequantize(self, out: Tensor | None = None) -> Tensor:
+        """The values that the codes stand for, f32 (N, K); in `out` where that is given, so that no other copy is made."""
+        out = (torch.empty(self.codes.shape) if out is None else out).copy_(self.codes)
         if self.bits == 8:
-            return self.codes.float() * self.scales[:, None]
-        wide = self.scales.float().repeat_interleave(self.group, 1)[:, : self.codes.shape[1]]
-        return (self.codes.float() - 8) * wide
+            return out.mul_(self.scales[:, None])
+        out.sub_(8)
+        for part, scale in zip(out.split(self.group, 1), self.scales.float().unbind(1), strict=True):
+            part.mul_(scale[:, None])
+        return out
 
 
 def scale4(w: Tensor, importance: Tensor | None, search: bool) -> Tensor:

@@ -1,0 +1,83 @@
+"""The folder OUT.work/ in which a packing job keeps what is finished, so that a stopped one can go on.
+
+job.json         what job it is: a resumed run must be the same one
+windows.*        its token windows
+part-*           finished pieces of the bundle
+streams-N.npz    the hidden states after N layers
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quamba_edge.errors import BadUsage
+
+
+class Work:
+    """The folder OUT.work/: what job it is, its token windows, finished parts, and the streams after the last of them."""
+
+    def __init__(self, folder: Path, job: dict[str, Any], resume: bool):
+        self.folder, note = folder, folder / "job.json"
+        found = json.loads(note.read_text()) if note.exists() else None
+        if resume and found != job:
+            changed = (
+                "there is none"
+                if found is None
+                else "it differs in " + ", ".join(k for k in job if found.get(k) != job[k])
+            )
+            raise BadUsage(
+                f"--resume: no unfinished job like this in {folder} ({changed}); run without --resume to start anew"
+            )
+        if not resume and found == job and any(folder.glob("part-*")):
+            raise BadUsage(
+                f"{folder} holds finished layers of this very job: add --resume to go on, or delete the folder"
+            )
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, json.dumps(job).encode())
+
+    def part(self, name: str) -> Path:
+        """Where the finished tensors of a piece ("embedding", "layer-003", "head") are kept."""
+        return self.folder / f"part-{name}"
+
+    def save_streams(self, stage: int, stream: torch.Tensor, exact: torch.Tensor) -> None:
+        """Keep the streams as they are after `stage` layers, instead of those of an earlier stage."""
+        path = self.folder / f"streams-{stage}.npz"
+        with open(path.with_suffix(".tmp"), "wb") as f:
+            np.savez(f, stream=stream.numpy(), exact=exact.numpy())
+        os.replace(path.with_suffix(".tmp"), path)
+        for old in self._streams():
+            if old != path:
+                old.unlink()
+
+    def load_streams(self) -> tuple[int, torch.Tensor, torch.Tensor] | None:
+        """(layers done, stream, exact), or None if the embedding is yet to be done."""
+        saved = self._streams()
+        if not saved:
+            return None
+        with np.load(saved[-1]) as arrays:
+            stream, exact = torch.from_numpy(arrays["stream"]), torch.from_numpy(arrays["exact"])
+        return _stage(saved[-1]), stream, exact
+
+    def _streams(self) -> list[Path]:
+        """Saved streams, the latest stage last; two for a moment while one replaces the other."""
+        return sorted(self.folder.glob("streams-*.npz"), key=_stage)
+
+
+def _stage(streams: Path) -> int:
+    return int(streams.stem.split("-")[1])
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """The whole file or none of it."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
