@@ -8,7 +8,6 @@ TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
 PIP := QUAMBA_SKIP_NATIVE=1 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
-WIRE := quamba_edge/bundle quamba_edge/ops quamba_edge/layouts.py quamba_edge/quant/recipe.py
 REFERENCE := $(BIN)/python -c 'from quamba_edge.cli import reference_markdown; print(reference_markdown(), end="")'
 
 .PHONY: help demo test test-all lint native bench docs clean
@@ -19,16 +18,16 @@ help:  ## list these verbs
 demo: $(VENV)/.pack native  ## pack the embedded story teller to 4 bits, compare with the original, hear a story
 	$(BIN)/python demos/make_demo.py
 
-test: lint native  ## style, types of the wire, command reference, and every quick test
+test: lint native  ## style, types, command reference, and every quick test
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
 
 test-all: lint native  ## the same, with the slow tests
 	$(BIN)/python -m pytest -q -n $(JOBS)
 
-lint: $(VENV)/.test  ## ruff, mypy on the wire, docs/cli.md against the parser
+lint: $(VENV)/.test  ## ruff, mypy, docs/cli.md against the parser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(WIRE)
+	$(BIN)/mypy quamba_edge
 	@$(REFERENCE) | diff docs/cli.md - || { echo "docs/cli.md is not what the command line says of itself: make docs"; exit 1; }
 
 native: $(VENV)/.pack  ## compile csrc/ where there is a compiler; one line and a slower run where there is none

@@ -119,7 +119,7 @@ class Checkpoint:
         digest = hashlib.sha256(json.dumps(seen, sort_keys=True).encode())
         for name, shape in self._expected.items():
             row = self.tensor(name, slice(0, 1)) if len(shape) > 1 else self.tensor(name)
-            digest.update(row.contiguous().view(torch.uint8).numpy())
+            digest.update(row.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def _tokenizer(self, given: Path | None) -> str | None:

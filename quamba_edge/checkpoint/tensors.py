@@ -105,7 +105,7 @@ class SafetensorsFile:
             shape = (last - first, *shape[1:])
         dtype = FLOATS[entry.dtype]
         data = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
-        view, at = memoryview(data.numpy()), entry.begin + skip
+        view, at = data.numpy().data, entry.begin + skip
         fd = os.open(self.path, os.O_RDONLY)
         try:
             while view:  # one call reads at most 2 GiB

@@ -93,6 +93,7 @@ class Block(nn.Module):
     """residual + mixer(RMSNorm(residual)).  A family's Block says which mixer: `Mixer(config)`."""
 
     Mixer: ClassVar[type[nn.Module]]
+    mixer: Any  # a family's own: forward(u, state, tap) and step(u, state)
 
     def __init__(self, config: Any):
         super().__init__()
@@ -118,6 +119,8 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
+    layers: Any  # a ModuleList of Blocks
+
     def __init__(self, config: Any, block: Callable[[Any], Block]):
         super().__init__()
         self.embedding = Embedding(config.vocab_size, config.d_model)

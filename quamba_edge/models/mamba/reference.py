@@ -41,6 +41,7 @@ class Mixer(nn.Module):
         x = tap("x", x)
         low, B, C = self._split(self.x_proj(x))
         B, C = tap("B", B), tap("C", C)
+        assert self.dt_proj.bias is not None
         dt = tap("dt", F.linear(tap("dt_proj", low), self.dt_proj.weight))
         y, states = scan(x, F.softplus(dt + self.dt_proj.bias), -self.A_log.exp(), B, C, state.ssm)
         states = tap("state", states)
