@@ -23,6 +23,7 @@ from quamba_edge.checkpoint.hub import chat_template, license_of, locate, read_c
 from quamba_edge.checkpoint.tensors import FLOATS, Entry, TensorFile, open_file
 from quamba_edge.errors import BadCheckpoint
 
+LARGEST = torch.finfo(torch.float32).max  # weights are computed with in f32
 EMBEDDING, HEAD = "backbone.embedding.weight", "lm_head.weight"
 FOREIGN = {"backbone.embeddings.weight": EMBEDDING}  # transformers' name → ours; the others agree
 # In transformers' order of preference.
@@ -69,10 +70,21 @@ class Checkpoint:
     def tensor(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """The tensor in its stored dtype, in memory of its own; with `rows` (step 1) only those are read.
 
-        KeyError for a name that is not in `names()`.
+        KeyError for a name that is not in `names()`, BadCheckpoint for a NaN, an infinity, or what f32 cannot hold.
         """
         file, entry = self._stored[self._source(name)]
-        return file.read(entry.name, rows)
+        values = file.read(entry.name, rows)
+        if values.numel():
+            low, high = (float(v) for v in torch.aminmax(values))  # a NaN is both
+            if not -LARGEST <= low <= high <= LARGEST:
+                place = (~(values.double().abs() <= LARGEST)).nonzero()[0].tolist()
+                found = float(values[tuple(place)])
+                place[0] += rows.start or 0 if rows is not None else 0
+                raise BadCheckpoint(
+                    f"{file.path}: {entry.name} has {found:g} at {place}, expected finite numbers: "
+                    "copy or download it again, or take a checkpoint from before the training went wrong"
+                )
+        return values
 
     def _source(self, name: str) -> str:
         return EMBEDDING if name == HEAD and self.config.tie_embeddings else name

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from quamba_edge import models
 from quamba_edge.checkpoint import open_checkpoint
+from quamba_edge.errors import BadCheckpoint
 from tests.checkpoint.refusal import change_json, refused
-from tests.tiny import config_json, parse_config, random_weights, tokenizer_json, write_checkpoint
+from tests.tiny import config_json, parse_config, random_weights, tokenizer_json, write_checkpoint, write_weights
 
 FAMILIES, LAYOUTS = ("mamba", "mamba2"), ("state-spaces", "transformers")
 CONV = "backbone.layers.1.mixer.conv1d.weight"
@@ -169,3 +170,18 @@ def test_embedded_models_open_and_speak(storyteller):
             logits, states = lm.step(token, states)
             token = logits.argmax(-1)
     assert tokenizer.decode(said).split()[0].strip(".,").istitle(), tokenizer.decode(said)  # a name
+
+
+@pytest.mark.parametrize("bin", [False, True], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_no_number_is_named_with_its_place(tmp_path, value, bin):
+    write_checkpoint(tmp_path, "mamba2", bin=bin, dtype=torch.bfloat16)
+    weights = random_weights(parse_config("mamba2", "state-spaces", config_json("mamba2")))
+    del weights["lm_head.weight"]
+    weights["backbone.embedding.weight"][40, 7] = value
+    write_weights(tmp_path, weights, bin=bin)
+    checkpoint = open_checkpoint(tmp_path)
+    assert len(checkpoint.tensor("backbone.embedding.weight", slice(0, 40))) == 40
+    for rows in (None, slice(32, 48), slice(40, 41)):
+        with pytest.raises(BadCheckpoint, match=rf"backbone.embedding.weight has {value:g} at \[40, 7\]"):
+            checkpoint.tensor("backbone.embedding.weight", rows)
