@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from quamba_edge.errors import BadText
+from quamba_edge.errors import BadCheckpoint, BadText
 
 LIMIT = 2_000_000  # characters made into tokens, half a million or so; of a longer text, pieces from all over
 HELD_OUT = 0.05  # share of the text kept for measuring perplexity, at its end
@@ -57,14 +57,19 @@ def read_documents(path: Path) -> list[str]:
     if path.name.removesuffix(".gz").rpartition(".")[2] not in ("jsonl", "json"):
         return [text]
     documents = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON strings may hold U+2028 as it is
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            documents.append(entry["text"] if "text" in entry else "\n".join(m["content"] for m in entry["messages"]))
+            document = entry["text"] if "text" in entry else "\n".join(m["content"] for m in entry["messages"])
+            if not isinstance(document, str):
+                raise TypeError
+            documents.append(document)
         except (ValueError, KeyError, TypeError):
-            raise BadText(f'{path}, line {number}: expected an object with "text" or "messages"') from None
+            raise BadText(
+                f'{path}, line {number}: expected an object with a string "text", or "messages" with string contents'
+            ) from None
     return documents
 
 
@@ -125,6 +130,10 @@ def from_model(lm: Any, first: int, vocab_size: int, draw: Draw, progress: Any =
     for step in range(length - 1):
         logits, states = lm(token, states)
         weights = logits[:, -1, :vocab_size].float().softmax(-1)
+        if not torch.isfinite(weights).all():
+            raise BadCheckpoint(
+                f"the source model's own logits are not finite at token {step + 1} of its text: its weights are too large for f32"
+            )
         token = torch.multinomial(weights, 1, generator=generator)
         out.append(token)
         if progress is not None:

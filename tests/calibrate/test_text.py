@@ -37,7 +37,15 @@ def test_reads_text_json_lines_and_chat(tmp_path):
     assert read_documents(tmp_path / "c.jsonl.gz") == ["x", "hi\nho"]
 
 
-@pytest.mark.parametrize("content", ["{broken", '{"other": 1}', "[]", '{"messages": [3]}'])
+def test_json_lines_end_at_line_feeds_alone(tmp_path):
+    """JSON may hold U+2028 and U+0085 unescaped, where str.splitlines would cut."""
+    text = "a\u2028b\x85c"
+    line = json.dumps({"text": text}, ensure_ascii=False)
+    (tmp_path / "b.jsonl").write_text(f"{line}\r\n{line}", newline="")
+    assert read_documents(tmp_path / "b.jsonl") == [text, text]
+
+
+@pytest.mark.parametrize("content", ["{broken", '{"other": 1}', "[]", '{"messages": [3]}', '{"text": null}'])
 def test_bad_json_lines_name_the_line(tmp_path, content):
     (tmp_path / "b.jsonl").write_text('{"text": "fine"}\n' + content)
     with pytest.raises(BadText, match="line 2"):
