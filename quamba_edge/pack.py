@@ -25,13 +25,16 @@ from quamba_edge.bundle.reader import Bundle
 from quamba_edge.bundle.writer import amend, assemble
 from quamba_edge.calibrate.text import Draw, digest
 from quamba_edge.checkpoint import open_checkpoint
+from quamba_edge.errors import BadUsage, CheckFailed
 from quamba_edge.quant import recipe as recipes
+from quamba_edge.quant.layer import check_recipe
 from quamba_edge.quant.walk import Progress, parameter_count, quantize_parts, source_nll, token_windows
 from quamba_edge.quant.work import Work
 from quamba_edge.runtime.session import Engine, Session
 from quamba_edge.runtime.tokenizer import Tokenizer
 
 SMALL = 1_000_000_000  # parameters; below, embedding and head keep 8 bits
+MOST_NATS = 700.0  # a token; e to the power of more is no float, and the model is noise long before
 GOLDEN_PROMPT = 16  # tokens
 
 
@@ -76,15 +79,26 @@ def pack(
     Raises errors.QuambaError subclasses.  On KeyboardInterrupt OUT.work/ stays for `resume`.
     """
     began = time.monotonic()
+    length = 512 if calib_len is None else calib_len
+    samples = 128 if calib_samples is None else calib_samples
+    for name, value, least in (
+        ("calib-samples", samples, 1),
+        ("calib-len", length, 2),
+        ("eval-tokens", eval_tokens, 0),
+    ):
+        if value is not None and value < least:
+            raise BadUsage(f"--{name} is {value}: expected {least} or more")
+    if not 0 <= seed < 1 << 32:
+        raise BadUsage(f"--seed is {seed}: expected 0 to {(1 << 32) - 1}")
     checkpoint = open_checkpoint(checkpoint_path, tokenizer=tokenizer)
     parameters = parameter_count(checkpoint)
     chosen = recipes.load(recipe, small=parameters < SMALL, n_layer=checkpoint.config.n_layer)
     if method is not None:
         chosen = chosen.with_method(method)
-    length = calib_len or 512
+    check_recipe(chosen, checkpoint.family, checkpoint.config)
     if eval_tokens is None:
         eval_tokens = 4096 if parameters < SMALL // 4 else length
-    draw = Draw(calib_samples or 128, length, math.ceil(eval_tokens / length), seed)
+    draw = Draw(samples, length, math.ceil(eval_tokens / length), seed)
     job = {
         "checkpoint": checkpoint.digest,
         "recipe": chosen.to_json(),
@@ -163,9 +177,14 @@ def measured(draft: Path, manifest: Manifest, held: np.ndarray, nll: float | Non
         engine = Engine(bundle, backend="reference")
         if len(held) and nll is not None:
             scores = engine.score(held)
+            if not np.isfinite(scores).all():
+                raise CheckFailed(
+                    "the packed model's logits are not finite on the held-out text, so it is not kept: its activations outgrow f16; "
+                    "try --recipe w8a8"
+                )
             perplexity = {
-                "source": math.exp(nll),
-                "bundle": math.exp(-scores.mean()),
+                "source": math.exp(min(nll, MOST_NATS)),
+                "bundle": math.exp(min(-scores.mean(), MOST_NATS)),
                 "tokens": scores.size,
                 "convention": f"windows of {held.shape[1]} tokens, each from an empty state, the first token not scored",
             }

@@ -182,6 +182,46 @@ def test_calibration_file_is_recorded_and_held_out_text_is_not_calibrated_on(tmp
         assert bundle.manifest.source["license"] == "apache-2.0"
 
 
+ONLY = shipped("w4a8").to_json()
+
+
+@pytest.mark.parametrize(
+    "family,recipe,words",
+    [
+        ("mamba", ONLY | {"x_grain": "group"}, "sorts Mamba2's heads"),
+        ("mamba", ONLY | {"sites": ONLY["sites"] | {"*.x_proj": {"bits": 16}}}, "layers.0.x_proj has 16 bits"),
+        ("mamba2", ONLY | {"sites": ONLY["sites"] | {"head": {"bits": 4}}}, "ties them"),
+        ("mamba2", ONLY | {"sites": ONLY["sites"] | {"layers.9.*": {"bits": 4}}}, "no site fits 'layers.9.\\*'"),
+        ("mamba2", {"sites": {"*.in_proj": {"bits": 4}}}, "says nothing about layers.0.out_proj"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_the_model_is_told_before_work_begins(tmp_path, family, recipe, words):
+    write_checkpoint(tmp_path / "c", family)
+    (tmp_path / "r.json").write_text(json.dumps(recipe))
+    with pytest.raises(BadRecipe, match=words):
+        pack(tmp_path / "c", tmp_path / "m", str(tmp_path / "r.json"), noise_text(tmp_path), **FEW)
+    assert not (tmp_path / "m.work").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"calib_samples": 0}, {"calib_len": 1}, {"calib_len": -5}, {"eval_tokens": -1}, {"seed": -1}, {"seed": 1 << 70}],
+)
+def test_numbers_out_of_range_are_told_before_work_begins(tmp_path, wrong):
+    write_checkpoint(tmp_path / "c", "mamba2")
+    with pytest.raises(BadUsage, match=f"--{next(iter(wrong)).replace('_', '-')} is"):
+        pack(tmp_path / "c", tmp_path / "m", **(FEW | wrong))
+    assert not (tmp_path / "m.work").exists()
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_smallest_draws_and_odd_sizes(tmp_path, family):
+    write_checkpoint(tmp_path / "c", family, d_model=50, n_layer=1, d_state=5, headdim=4, pad=1)
+    made = pack(tmp_path / "c", tmp_path / "m", "w16a16", calib_samples=1, calib_len=2, eval_tokens=0)
+    assert made.perplexity_bundle is None
+    assert logits_of(tmp_path / "m", [1, 2, 3]).shape == (257,)
+
+
 def test_problems_are_told_before_work_begins(tmp_path, monkeypatch):
     folder = write_checkpoint(tmp_path / "c", "mamba2")
     with pytest.raises(BadRecipe, match="w5a5"):

@@ -93,7 +93,7 @@ def summary(result: Any) -> str:
     ]
     if result.perplexity_bundle is not None and result.perplexity_source is not None:
         lost = result.perplexity_bundle / result.perplexity_source - 1
-        lines.append(f"perplexity {result.perplexity_source:.4f} -> {result.perplexity_bundle:.4f} ({lost:+.2%})")
+        lines.append(f"perplexity {result.perplexity_source:.7g} -> {result.perplexity_bundle:.7g} ({lost:+.2%})")
     if not result.has_tokenizer:
         lines.append("it has no tokenizer, so it cannot be talked to: the checkpoint had none, give --tokenizer FILE")
     return "\n".join(lines)

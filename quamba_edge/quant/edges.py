@@ -18,6 +18,7 @@ from quamba_edge.calibrate.observe import scale_of
 from quamba_edge.quant import site
 from quamba_edge.quant.gptq import inverse_factor
 from quamba_edge.quant.hadamard import rotate, unrotate
+from quamba_edge.quant.limits import check_input
 from quamba_edge.quant.recipe import Recipe, Scheme
 
 Stored = list[tuple[str, tuple[int, ...], str, np.ndarray]]  # suffix, logical shape, layout, stored array
@@ -75,7 +76,7 @@ def head_input(stream: Tensor, config: Any, recipe: Recipe, norm_weight: Tensor)
 
 
 def observe_head(
-    stream: Tensor, config: Any, recipe: Recipe, norm_weight: Tensor, hessian: bool
+    stream: Tensor, config: Any, recipe: Recipe, norm_weight: Tensor, act: int, hessian: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Static scale (1) of the head's input, and the GPTQ factor (D, D) of its Hessian where asked for."""
     peak, moments = torch.zeros(1), torch.zeros(config.d_model, config.d_model) if hessian else None
@@ -84,6 +85,7 @@ def observe_head(
         peak = torch.maximum(peak, x.abs().max())
         if moments is not None:
             moments += x.T @ x
+    check_input("head", float(peak), act)
     return scale_of(peak), None if moments is None else inverse_factor(moments)
 
 

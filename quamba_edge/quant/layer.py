@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from quamba_edge import models
 from quamba_edge.calibrate.observe import FakeQuant, Observer, scale_of, state_scales
-from quamba_edge.errors import BadRecipe
+from quamba_edge.errors import BadCheckpoint, BadRecipe
 from quamba_edge.quant import cluster, site
 from quamba_edge.quant.gptq import inverse_factor
 from quamba_edge.quant.hadamard import rotate
+from quamba_edge.quant.limits import check_observed
 from quamba_edge.quant.recipe import Recipe, Scheme
 from quamba_edge.quant.transform import Weights, permute, rotate_layer
 
@@ -57,14 +59,17 @@ def quantize_layer(
     wanted = {name: scheme.method for name, scheme in schemes.items() if scheme.bits < 16}
     observer = Observer(rotate_out, wanted, recipe.percentile)
     run_layer(block, stream, observer)
+    check_observed(i, observer.peak, schemes)
     run_layer(block, exact, lambda tap, v: rotate_out(v) if tap == "out_proj" else v, out=exact)
+    if not torch.isfinite(exact).all():
+        raise BadCheckpoint(f"layers.{i}: what it makes of the held-out text is not finite: its weights are too large")
     scales = activation_scales(observer.peak, schemes, recipe, config, grouping)
     made = QuantizedLayer([], {})
     for name, scheme in schemes.items():
         w = weights[f"mixer.{name}.weight"]
         made.sites[name] = site.record(tuple(w.shape), scheme)
         columns = scales.get("x") if name == "x_proj" else None
-        made.tensors += quantize_site(name, w, scheme, recipe, observer.moments, columns)
+        made.tensors += quantize_site(i, name, w, scheme, recipe, observer.moments, columns)
         if scheme.act == 8:
             in_scale = torch.ones(1) if name == "x_proj" else scales[name]
             made.tensors.append((f"{name}.in_scale", "row", in_scale.numpy()))
@@ -82,8 +87,34 @@ def layer_schemes(recipe: Recipe, i: int, family: str) -> dict[str, Scheme]:
     """The scheme of each site.  x_proj reads what the convolution writes, so its act is that of the SSM input."""
     schemes = {name: recipe.scheme(f"layers.{i}.{name}") for name in SITES[family]}
     if "x_proj" in schemes:
-        schemes["x_proj"] = replace(schemes["x_proj"], act=8 if ssm_int8(recipe, schemes) else 16)
+        act = 8 if ssm_int8(recipe, schemes) else 16
+        if act == 8 and schemes["x_proj"].bits == 16:
+            raise BadRecipe(
+                f'layers.{i}.x_proj has 16 bits but reads the int8 input of the SSM: give it bits 8 or 4, or the recipe "ssm_act": 16'
+            )
+        schemes["x_proj"] = replace(schemes["x_proj"], act=act)
     return schemes
+
+
+def check_recipe(recipe: Recipe, family: str, config: Any) -> None:
+    """BadRecipe where a recipe does not fit the model: to be told before hours of work, not amid them."""
+    for i in range(config.n_layer):
+        if ssm_int8(recipe, layer_schemes(recipe, i, family)) and recipe.x_grain == "group" and family != "mamba2":
+            raise BadRecipe('x_grain "group" sorts Mamba2\'s heads; a Mamba1 recipe takes "channel" or "tensor"')
+    head, embedding = recipe.scheme("head"), recipe.scheme("embedding")
+    if config.tie_embeddings and (head.bits != embedding.bits or (head.bits == 4 and head.group != embedding.group)):
+        raise BadRecipe(
+            f"recipe {recipe.name!r}: head has {head.bits} bits in groups of {head.group}, embedding {embedding.bits} in groups of "
+            f"{embedding.group}, but this model ties them to one matrix: give both the same"
+        )
+    names = sorted({name for sites in SITES.values() for name in sites})  # a recipe may serve both families
+    known = ["embedding", "head", *(f"layers.{i}.{name}" for i in range(config.n_layer) for name in names)]
+    for pattern in recipe.sites:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise BadRecipe(
+                f"recipe {recipe.name!r}: no site fits {pattern!r}: expected embedding, head, or layers.N.SITE with N below "
+                f"{config.n_layer} and SITE one of {', '.join(SITES[family])}, * for anything"
+            )
 
 
 def ssm_int8(recipe: Recipe, schemes: dict[str, Scheme]) -> bool:
@@ -110,8 +141,7 @@ def run_layer(block: Any, stream: Tensor, tap: Callable[[str, Tensor], Tensor], 
 
 def find_grouping(weights: Weights, family: str, config: Any, stream: Tensor) -> cluster.Grouping:
     """Sort-and-cluster the layer's heads and channels by the largest |x| that the stream gives them."""
-    if family != "mamba2":
-        raise BadRecipe('x_grain "group" sorts Mamba2\'s heads; a Mamba1 recipe takes "channel" or "tensor"')
+    assert family == "mamba2", "check_recipe lets no other through"
     observer = Observer(identity)
     run_layer(make_block(family, config, weights), stream, observer)
     magnitude = observer.peak["x"].view(-1, config.headdim).numpy()  # (H, P)
@@ -142,9 +172,9 @@ def activation_scales(
 
 
 def quantize_site(
-    name: str, w: Tensor, scheme: Scheme, recipe: Recipe, moments: dict[str, Tensor], columns: Tensor | None
+    i: int, name: str, w: Tensor, scheme: Scheme, recipe: Recipe, moments: dict[str, Tensor], columns: Tensor | None
 ) -> list[Named]:
-    """The tensors of a linear site; its weight w (N, K) becomes what they stand for.
+    """The tensors of a linear site of layer i; its weight w (N, K) becomes what they stand for.
 
     moments: the site's, as `Observer` has them, are taken out: a Hessian is as large as a weight, and of no further use.
     columns (K): scales of inputs that arrive as int8 codes; they go into the columns before these are quantized.
@@ -157,7 +187,7 @@ def quantize_site(
     if guide is not None and scheme.method == "gptq":
         guide = inverse_factor(guide)
     peak = torch.maximum(w.max(), -w.min()) if recipe.weight_grain == "tensor" else None
-    parts = site.encode(name, w, scheme, recipe, guide, peak=peak)
+    parts = site.encode(f"layers.{i}.{name}", w, scheme, recipe, guide, peak=peak)
     site.decode(parts, scheme, out=w)
     if columns is not None:
         w.div_(columns)

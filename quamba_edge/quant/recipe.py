@@ -13,6 +13,7 @@ from typing import Any
 
 from quamba_edge.errors import BadRecipe
 
+LARGEST_GROUP = 1 << 16  # columns; wider than any site's input
 BITS, ACTS, METHODS, GRAINS = (4, 8, 16), (8, 16), ("gptq", "rtn"), ("channel", "group", "tensor")
 
 
@@ -35,13 +36,22 @@ class Scheme:
             raise BadRecipe(f"{self}: bits must be one of {BITS}, act of {ACTS}, method of {METHODS}")
         if self.bits == 16 and self.act == 8:
             raise BadRecipe("16-bit weights with 8-bit activations have no kernel: use act 16, or bits 8 or 4")
-        if self.group < 8 or self.group % 8:
-            raise BadRecipe(f"group {self.group}: must be a multiple of 8")
+        if type(self.group) is not int or not 8 <= self.group <= LARGEST_GROUP or self.group % 8:
+            raise BadRecipe(f"group {self.group!r}: must be a multiple of 8, up to {LARGEST_GROUP}")
+
+    @classmethod
+    def from_json(cls, pattern: str, raw: Any) -> Scheme:
+        """From the JSON object that a recipe's `sites` has under `pattern`."""
+        known = [f.name for f in fields(cls)]
+        if not isinstance(raw, dict) or not set(raw) <= set(known):
+            raise BadRecipe(f"sites[{pattern!r}] is {raw!r:.80}, expected an object of {', '.join(known)}")
+        return cls(**raw)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """`sites` maps patterns ("embedding", "head", "layers.*.in_proj", "layers.3.*") to schemes; a later pattern wins.
+    The embedding is rounded to nearest whatever its method; a tied head shares its matrix, and must have its bits and group.
 
     rotate      Hadamard rotation of the residual stream and of out_proj's input (Quamba2, section 4)
     ssm_act     8: the SSM's inputs are int8 in layers whose in_proj has act 8; 16: left as floats
@@ -73,8 +83,13 @@ class Recipe:
             raise BadRecipe(
                 f"recipe {self.name!r}: x_grain is one of {GRAINS}, bc_grain and weight_grain a subset of them"
             )
-        if not 0 < self.percentile <= 100:
-            raise BadRecipe(f"recipe {self.name!r}: percentile {self.percentile} is not in (0, 100]")
+        if type(self.percentile) not in (int, float) or not 0 < self.percentile <= 100:
+            raise BadRecipe(f"recipe {self.name!r}: percentile {self.percentile!r} is not a number in (0, 100]")
+        if self.ssm_act not in ACTS:
+            raise BadRecipe(f"recipe {self.name!r}: ssm_act {self.ssm_act!r} is not one of {ACTS}")
+        for name in ("rotate", "clip_search", "signed_embedding"):
+            if type(getattr(self, name)) is not bool:
+                raise BadRecipe(f"recipe {self.name!r}: {name} is {getattr(self, name)!r}, expected true or false")
 
     def scheme(self, site: str) -> Scheme:
         """The scheme of a site such as "layers.3.in_proj"."""
@@ -103,11 +118,8 @@ class Recipe:
         unknown = set(raw) - {f.name for f in fields(cls)}
         if unknown:
             raise BadRecipe(f"unknown recipe fields: {', '.join(sorted(unknown))}")
-        try:
-            sites = {p: Scheme(**s) for p, s in raw["sites"].items()}
-            return cls(**{**raw, "name": str(raw.get("name", "custom")), "sites": sites})
-        except TypeError as e:
-            raise BadRecipe(f"recipe: {e}") from None
+        sites = {p: Scheme.from_json(p, s) for p, s in raw["sites"].items()}
+        return cls(**{**raw, "name": str(raw.get("name", "custom")), "sites": sites})
 
 
 def _recipe(name: str, bits: int, act: int, *, small: bool) -> Recipe:

@@ -58,6 +58,8 @@ def encode(
         made = by_slabs(lambda rows: quantize_gptq(rows, guide, scheme, search=search, peak=peak), w)
     else:
         made = by_slabs(lambda rows: quantize_rtn(rows, scheme, guide, search=search, peak=peak, signed=signed), w)
+    if not torch.isfinite(made.scales).all():
+        raise BadRecipe(f"{name} has weights too large for 4 bits, whose scales are f16: give it a scheme of 8 bits")
     return {"codes": made.codes, "scales": made.scales}
 
 

@@ -118,7 +118,7 @@ def _embedding(work: Work, checkpoint: Any, recipe: Recipe, windows: text.Window
     exact = torch.empty(windows.held.size, checkpoint.config.d_model)
     for row, token in zip(exact, windows.held.reshape(-1).tolist(), strict=True):
         row.copy_(checkpoint.tensor(name, slice(token, token + 1))[0])
-    exact = (rotate(exact) if recipe.rotate else exact).reshape(*windows.held.shape, -1)
+    exact = (rotate(exact) if recipe.rotate else exact).reshape(*windows.held.shape, checkpoint.config.d_model)
     work.save_streams(0, stream, exact)
     return stream, exact
 
@@ -134,7 +134,7 @@ def _head(
         embedding = recipe.scheme("embedding")
         scheme = replace(embedding, act=scheme.act if embedding.bits < 16 else 16, method="rtn")
     hessian = not tied and scheme.bits < 16 and scheme.method == "gptq"
-    scale, factor = edges.observe_head(stream, config, recipe, norm, hessian)
+    scale, factor = edges.observe_head(stream, config, recipe, norm, scheme.act, hessian)
     tensors: list[Stored] = []
     if tied:
         tensors.append(("norm_f.weight", norm.shape, "row", layouts.pack("row", norm.numpy())))

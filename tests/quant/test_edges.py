@@ -60,10 +60,10 @@ def test_the_head_is_observed_over_all_sequences(tmp_path):
     checkpoint, lm = opened(tmp_path, tied=False)
     recipe, norm, stream = shipped("w4a8"), lm.backbone.norm_f.weight, rotate(final_stream(lm, IDS))
     x = edges.head_input(stream, checkpoint.config, recipe, norm).reshape(-1, 64)
-    scale, factor = edges.observe_head(stream, checkpoint.config, recipe, norm, hessian=True)
+    scale, factor = edges.observe_head(stream, checkpoint.config, recipe, norm, 8, hessian=True)
     assert scale.shape == (1,) and torch.equal(scale, scale_of(x.abs().max().reshape(1)))
     assert torch.allclose(factor, inverse_factor(x.T @ x), rtol=1e-3, atol=1e-5)
-    assert edges.observe_head(stream, checkpoint.config, recipe, norm, hessian=False)[1] is None
+    assert edges.observe_head(stream, checkpoint.config, recipe, norm, 8, hessian=False)[1] is None
 
 
 @pytest.mark.parametrize("tied", [True, False])

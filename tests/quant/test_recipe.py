@@ -57,6 +57,12 @@ def test_wrong_recipes_say_what_is_wrong(tmp_path):
         ('{"sites": {}, "speed": 1}', "speed"),
         ('{"sites": {}, "x_grain": "none"}', "x_grain"),
         ('{"sites": {}, "percentile": 0}', "percentile"),
+        ('{"sites": {}, "percentile": "99"}', "percentile"),
+        ('{"sites": {}, "rotate": "yes"}', "rotate"),
+        ('{"sites": {}, "ssm_act": 7}', "ssm_act"),
+        ('{"sites": {"*": "w4a8"}}', "object of bits"),
+        ('{"sites": {"*": {"group": 128.0}}}', "group"),
+        ('{"sites": {"*": {"group": 1099511627776}}}', "group"),
     ]:
         path.write_text(text)
         with pytest.raises(BadRecipe, match=words):
