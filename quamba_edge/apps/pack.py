@@ -93,7 +93,10 @@ def summary(result: Any) -> str:
     ]
     if result.perplexity_bundle is not None and result.perplexity_source is not None:
         lost = result.perplexity_bundle / result.perplexity_source - 1
-        lines.append(f"perplexity {result.perplexity_source:.7g} -> {result.perplexity_bundle:.7g} ({lost:+.2%})")
+        source, bundle = (
+            f"{p:.4f}" if p < 1e6 else f"{p:.4g}" for p in (result.perplexity_source, result.perplexity_bundle)
+        )
+        lines.append(f"perplexity {source} -> {bundle} ({lost:+.2%})")
     if not result.has_tokenizer:
         lines.append("it has no tokenizer, so it cannot be talked to: the checkpoint had none, give --tokenizer FILE")
     return "\n".join(lines)
