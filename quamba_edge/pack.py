@@ -25,11 +25,13 @@ from quamba_edge.bundle.reader import Bundle
 from quamba_edge.bundle.writer import amend, assemble
 from quamba_edge.calibrate.text import Draw, digest
 from quamba_edge.checkpoint import open_checkpoint
-from quamba_edge.errors import BadUsage, CheckFailed
+from quamba_edge.checkpoint.hub import read_text
+from quamba_edge.errors import BadBundle, BadUsage, CheckFailed
 from quamba_edge.quant import recipe as recipes
 from quamba_edge.quant.layer import check_recipe
 from quamba_edge.quant.walk import Progress, parameter_count, quantize_parts, source_nll, token_windows
 from quamba_edge.quant.work import Work
+from quamba_edge.runtime.chat_template import render
 from quamba_edge.runtime.session import Engine, Session
 from quamba_edge.runtime.tokenizer import Tokenizer
 
@@ -98,6 +100,7 @@ def pack(
     check_recipe(chosen, checkpoint.family, checkpoint.config)
     if eval_tokens is None:
         eval_tokens = 4096 if parameters < SMALL // 4 else length
+    template = checkpoint.chat_template if chat_template is None else read_template(chat_template)
     draw = Draw(samples, length, math.ceil(eval_tokens / length), seed)
     job = {
         "checkpoint": checkpoint.digest,
@@ -112,7 +115,7 @@ def pack(
     work = Work(out.with_name(out.name + ".work"), job, resume)
     windows = token_windows(work, checkpoint, calib, words, draw, progress)
     sites, parts = quantize_parts(work, checkpoint, chosen, windows, progress)
-    manifest = describe(checkpoint, words, chosen, sites, windows.record, draw, chat_template)
+    manifest = describe(checkpoint, words, chosen, sites, windows.record, draw, template)
     total = checkpoint.config.n_layer + 2
     progress(total, total, "measuring the bundle")
     draft = work.folder / "draft.qedge"
@@ -136,6 +139,18 @@ def pack(
     )
 
 
+def read_template(path: Path) -> str:
+    """A chat template, tried on one message: BadCheckpoint if it cannot be read, BadBundle if it is wrong."""
+    template = read_text(path)
+    try:
+        render(template, [{"role": "user", "content": "Hello"}])
+    except BadBundle as e:
+        raise BadBundle(f"{path}: {e}") from None
+    except BadUsage:
+        pass  # it rejects this conversation, and may take others
+    return template
+
+
 def peak_rss() -> int:
     """Largest resident set of this process so far, bytes."""
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -149,7 +164,7 @@ def describe(
     sites: dict[str, Any],
     record: dict[str, Any],
     draw: Draw,
-    chat: Path | None,
+    template: str | None,
 ) -> Manifest:
     """The manifest of a bundle that has not been run yet."""
     return Manifest(
@@ -166,7 +181,7 @@ def describe(
         golden=[],
         source={"name": checkpoint.path.name, "digest": checkpoint.digest, "license": checkpoint.license},
         tokenizer={"eos": words.eos_ids(), "bos": words.bos_id()} if words else {"eos": [], "bos": None},
-        chat_template=chat.read_text() if chat is not None else checkpoint.chat_template,
+        chat_template=template,
     )
 
 

@@ -57,7 +57,10 @@ BOARD_AFTER_ALL = ("quant", "quant.recipe")  # plain data, and the package it li
 # Faces that reach over to the workstation side, inside the function that needs it.
 DOORS = ("", "apps.pack", "apps.evaluate", "apps.search")
 # To the right of its place, each with its reason.
-EXCEPTIONS = {("quant.walk", "bundle.writer"): "the walk puts every finished layer on disk as a part of the bundle"}
+EXCEPTIONS = {
+    ("quant.walk", "bundle.writer"): "the walk puts every finished layer on disk as a part of the bundle",
+    ("quant.work", "bundle.writer"): "what lies beside the parts is written as they are: whole or not at all",
+}
 
 BOARD_LIBRARIES = {"numpy", "tokenizers", "safetensors", "jinja2"}
 # Libraries that one module, and inside its functions only, may use.

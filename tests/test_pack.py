@@ -1,11 +1,14 @@
 """Checkpoint to bundle and back to logits: every mode, both families, interrupted and resumed."""
 
+import errno
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ import torch
 from quamba_edge import models
 from quamba_edge.bundle.reader import Bundle
 from quamba_edge.checkpoint import open_checkpoint
-from quamba_edge.errors import BadRecipe, BadText, BadUsage
+from quamba_edge.errors import BadBundle, BadCheckpoint, BadRecipe, BadText, BadUsage, Missing
 from quamba_edge.pack import pack
 from quamba_edge.quant.recipe import shipped
 from quamba_edge.runtime.session import Engine, Session
@@ -161,6 +164,61 @@ def test_resume_refuses_another_job_and_a_started_job_is_not_thrown_away(tmp_pat
     with pytest.raises(BadUsage, match="add --resume"):
         pack(tmp_path / "c", tmp_path / "m", **FEW)
     pack(tmp_path / "c", tmp_path / "m", "w8a8", **FEW)  # another job starts anew
+
+
+def test_a_folder_in_the_way_keeps_its_files(tmp_path):
+    write_checkpoint(tmp_path / "c", "mamba2")
+    work = tmp_path / "m.work"
+    work.write_text("a file")
+    with pytest.raises(BadUsage, match="move it away"):
+        pack(tmp_path / "c", tmp_path / "m", **FEW)
+    work.unlink()
+    work.mkdir()
+    (work / "thesis.tex").write_text("mine")
+    with pytest.raises(BadUsage, match="thesis.tex"):
+        pack(tmp_path / "c", tmp_path / "m", **FEW)
+    assert (work / "thesis.tex").read_text() == "mine"
+    (work / "thesis.tex").rename(work / "job.json")  # ours by its name, and damaged
+    with pytest.raises(BadUsage, match="there is none"):
+        pack(tmp_path / "c", tmp_path / "m", resume=True, **FEW)
+    pack(tmp_path / "c", tmp_path / "m", **FEW)
+
+
+@pytest.mark.parametrize(
+    "kept", ["job.json", "windows.npz", "streams-0.npz", "part-layer-000", "streams-2.npz", "part-head"]
+)
+def test_a_full_disk_is_one_error_at_every_stage(tmp_path, monkeypatch, kept):
+    """The old bundle stays, and the job goes on when there is room."""
+    write_checkpoint(tmp_path / "c", "mamba2")
+    pack(tmp_path / "c", tmp_path / "whole", **FEW)
+    (tmp_path / "m").write_text("old")
+    replace, full = os.replace, [True]
+
+    def no_room(source, target):
+        if full and Path(target).name == kept:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr("quamba_edge.bundle.writer.os.replace", no_room)
+    with pytest.raises(Missing, match=f"no room to write .*{kept}"):
+        pack(tmp_path / "c", tmp_path / "m", **FEW)
+    assert (tmp_path / "m").read_text() == "old"
+    assert not [p for p in (tmp_path / "m.work").iterdir() if p.name.endswith((".tmp", ".spool"))]
+    full.clear()
+    pack(tmp_path / "c", tmp_path / "m", resume=kept != "job.json", **FEW)
+    assert (tmp_path / "m").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "template,error", [(b"\xff\xfe", BadCheckpoint), (b"{% if %}{{", BadBundle), (None, BadCheckpoint)]
+)
+def test_a_wrong_chat_template_is_told_before_work_begins(tmp_path, template, error):
+    write_checkpoint(tmp_path / "c", "mamba2")
+    if template is not None:
+        (tmp_path / "t.jinja").write_bytes(template)
+    with pytest.raises(error, match="t.jinja"):
+        pack(tmp_path / "c", tmp_path / "m", chat_template=tmp_path / "t.jinja", **FEW)
+    assert not (tmp_path / "m.work").exists()
 
 
 def test_both_layouts_of_a_checkpoint_pack_alike(tmp_path):

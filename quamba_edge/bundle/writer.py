@@ -181,7 +181,7 @@ def _atomic(path: Path, size: int) -> Iterator[BinaryIO]:
     if path.is_dir():
         raise BadUsage(f"{path} is a folder: name the file to write, such as {path / 'model.qedge'}")
     folder = path.parent
-    with _plainly(path, size):
+    with plainly(path, size):
         free = shutil.disk_usage(folder).free
         if free < size:
             raise Missing(_no_room(path, size, free))
@@ -198,10 +198,19 @@ def _atomic(path: Path, size: int) -> Iterator[BinaryIO]:
 
 
 @contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write, which takes the name `path` when the block ends well and vanishes when it does not."""
+    with _temporary(path, ".tmp") as file:
+        yield file
+        file.flush()
+        os.replace(file.name, path)
+
+
+@contextmanager
 def _temporary(path: Path, suffix: str, size: int | None = None) -> Iterator[BinaryIO]:
     """A new file beside `path`, removed at the end unless it was renamed; OSErrors become ours."""
     name = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
-    with _plainly(path, size):
+    with plainly(path, size):
         try:
             with open(name, "w+b") as file:
                 yield file
@@ -210,7 +219,7 @@ def _temporary(path: Path, suffix: str, size: int | None = None) -> Iterator[Bin
 
 
 @contextmanager
-def _plainly(path: Path, size: int | None = None) -> Iterator[None]:
+def plainly(path: Path, size: int | None = None) -> Iterator[None]:
     """OSErrors of writing `path` as errors of ours."""
     try:
         yield

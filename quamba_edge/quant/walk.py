@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from quamba_edge import layouts, models
-from quamba_edge.bundle.writer import Part, Stored, write_part
+from quamba_edge.bundle.writer import Part, Stored, replacing, write_part
 from quamba_edge.calibrate import text
 from quamba_edge.errors import BadText
 from quamba_edge.quant import edges, site
@@ -28,7 +28,7 @@ from quamba_edge.quant.hadamard import rotate
 from quamba_edge.quant.layer import quantize_layer
 from quamba_edge.quant.recipe import Recipe
 from quamba_edge.quant.transform import layer_reader
-from quamba_edge.quant.work import Work, write_atomic
+from quamba_edge.quant.work import Work
 
 Progress = Callable[[int, int, str], None]  # done, total, what
 SELF_SAMPLING_LIMIT = 1_500_000_000  # parameters; a larger model is not loaded whole just to write calibration text
@@ -64,8 +64,10 @@ def token_windows(
         lm = models.find(checkpoint.family, "reference").LM.from_checkpoint(checkpoint)
         first = None if tokenizer is None else tokenizer.bos_id()
         windows = text.from_model(lm, first or 0, vocab, draw, progress)
-    np.savez(kept, calib=windows.calib, held=windows.held)
-    write_atomic(record, json.dumps(windows.record).encode())
+    with replacing(kept) as f:
+        np.savez(f, calib=windows.calib, held=windows.held)
+    with replacing(record) as f:
+        f.write(json.dumps(windows.record).encode())
     return windows
 
 

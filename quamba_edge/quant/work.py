@@ -9,7 +9,7 @@ streams-N.npz    the hidden states after N layers
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from quamba_edge.bundle.writer import plainly, replacing
 from quamba_edge.errors import BadUsage
+
+OURS = re.compile(r"\.?(job|windows|part|streams|draft)\b.*")  # names of files in the folder, unfinished ones too
 
 
 class Work:
@@ -25,7 +28,12 @@ class Work:
 
     def __init__(self, folder: Path, job: dict[str, Any], resume: bool):
         self.folder, note = folder, folder / "job.json"
-        found = json.loads(note.read_text()) if note.exists() else None
+        foreign = _foreign(folder)
+        if foreign is not None:
+            raise BadUsage(
+                f"{foreign} is in the place where packing keeps its unfinished parts, and is none: move it away, or choose another -o"
+            )
+        found = _read(note)
         if resume and found != job:
             changed = (
                 "there is none"
@@ -41,8 +49,10 @@ class Work:
             )
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(note, json.dumps(job).encode())
+        with plainly(folder):
+            folder.mkdir(exist_ok=True)
+        with replacing(note) as f:
+            f.write(json.dumps(job).encode())
 
     def part(self, name: str) -> Path:
         """Where the finished tensors of a piece ("embedding", "layer-003", "head") are kept."""
@@ -51,9 +61,8 @@ class Work:
     def save_streams(self, stage: int, stream: torch.Tensor, exact: torch.Tensor) -> None:
         """Keep the streams as they are after `stage` layers, instead of those of an earlier stage."""
         path = self.folder / f"streams-{stage}.npz"
-        with open(path.with_suffix(".tmp"), "wb") as f:
+        with replacing(path) as f:
             np.savez(f, stream=stream.numpy(), exact=exact.numpy())
-        os.replace(path.with_suffix(".tmp"), path)
         for old in self._streams():
             if old != path:
                 old.unlink()
@@ -76,8 +85,17 @@ def _stage(streams: Path) -> int:
     return int(streams.stem.split("-")[1])
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """The whole file or none of it."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+def _foreign(folder: Path) -> Path | None:
+    """The folder if it is something else, or what is in it that no job has put there: it must not be deleted."""
+    if folder.exists() and not folder.is_dir():
+        return folder
+    return next((p for p in sorted(folder.glob("*")) if not OURS.fullmatch(p.name)), None)
+
+
+def _read(note: Path) -> dict[str, Any] | None:
+    """The job of a note; None where there is none that can be read."""
+    try:
+        found = json.loads(note.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
