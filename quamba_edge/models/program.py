@@ -7,7 +7,7 @@ last D columns are (S, D) with a row stride of T * D.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from quamba_edge import models
@@ -152,3 +152,12 @@ class Builder:
         """y (M, E) into the residual stream: rotated where the bundle is, rounded, multiplied, added."""
         u = self.inputs("hadamard" if self.rotate else "quantize", site, y, self.M, self.config.d_inner)
         self.linear(site, u, self.residual, self.M, add=1)
+
+
+def whole(b: Builder, layer: Callable[[Builder, str], None], logits: str) -> Program:
+    """The model around a family's `layer(b, "layers.3")`: embedding, every layer, head."""
+    b.embed()
+    for i in range(b.config.n_layer):
+        layer(b, f"layers.{i}")
+    b.head(logits)
+    return b.finish()

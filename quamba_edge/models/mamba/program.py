@@ -9,18 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from quamba_edge.errors import BadBundle
-from quamba_edge.models.program import Builder
+from quamba_edge.models.program import Builder, whole
 from quamba_edge.ops.program import Program
 
 
 def program(manifest: Any, sequences: int, tokens: int, logits: str = "last") -> Program:
     """One step of `sequences` times `tokens`; logits "last" (S, V), "all" (S*T, V) or "none"."""
-    b = Builder(manifest, sequences, tokens)
-    b.embed()
-    for i in range(b.config.n_layer):
-        _layer(b, f"layers.{i}")
-    b.head(logits)
-    return b.finish()
+    return whole(Builder(manifest, sequences, tokens), _layer, logits)
 
 
 def _layer(b: Builder, at: str) -> None:
