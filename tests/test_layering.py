@@ -70,6 +70,7 @@ SPECIAL = {
     "starlette": "apps.server",
     "uvicorn": "apps.server",
     "jtop": "telemetry.*",
+    "pynvml": "telemetry.nvidia",
 }
 
 
@@ -242,6 +243,7 @@ def test_board_modules_import_without_the_workstation():
         "lm_eval",
         "starlette",
         "jtop",
+        "pynvml",
     ]
     in_a_fresh_process(
         f"import sys, importlib\nsys.modules.update(dict.fromkeys({away}))\nfor n in {names}: importlib.import_module(n)"
