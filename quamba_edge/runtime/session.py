@@ -185,6 +185,25 @@ class Session:
         """Consume one token; logits f32 (vocab_size,) of what follows."""
         return self.prefill([token])
 
+    def read(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Consume tokens (at least one); logits f32 (T, vocab_size) of what follows each, to score a text while it is read."""
+        ids = self.engine.checked(tokens)
+        if ids.ndim != 1 or not len(ids):
+            raise BadUsage("a text to score has at least one token")
+        self._hold()
+        out, start = np.empty((len(ids), self.engine.vocab_size), np.float32), 0
+        try:
+            for size in chunks(len(ids)):
+                plan = self.engine.plan(1, size, "all")
+                plan.run(ids[None, start : start + size])
+                out[start : start + size] = plan.logits()[:, : self.engine.vocab_size]
+                start += size
+        except BaseException:
+            self.reset()
+            raise
+        self.tokens += ids.tolist()
+        return out
+
     def reset(self) -> None:
         """Forget everything."""
         slot = self.engine.slot(1)

@@ -80,6 +80,13 @@ class Tokenizer:
         """Spelling of id `i` in the vocabulary; None for an id that has none (a padded vocabulary row)."""
         return self._tokenizer.id_to_token(i)
 
+    def piece(self, i: int) -> bytes:
+        """Bytes that id `i` adds to a text, be it half a character; b"" for an id without a spelling."""
+        token = self.token(i)
+        if token is None:
+            return b""
+        return _token_bytes(token) if self._byte_level else self.decode([i]).encode()
+
     def stream(self) -> StreamDecoder:
         """A fresh decoder for ids that come one at a time."""
         return _ByteStream(self) if self._byte_level else _WindowStream(self)

@@ -200,3 +200,17 @@ def test_importing_needs_no_torch(repo) -> None:
     code = "import sys; sys.modules['torch'] = None; import quamba_edge.runtime.session, quamba_edge.backends.reference"
     code += "; from quamba_edge import models; [models.find(f, 'program') for f in models.known()]"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repo)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_read_gives_the_logits_after_every_token_and_goes_on(family: str) -> None:
+    ids = text(150)
+    session = Session(engine(family))
+    logits = np.concatenate([session.read(ids[:7]), session.read(ids[7:])])
+    assert logits.shape == (150, VOCAB) and session.tokens == ids
+    assert close(logits[-1], Session(engine(family)).prefill(ids))
+    chances = logits.astype("f8") - np.log(np.exp(logits.astype("f8")).sum(-1, keepdims=True))
+    scored = engine(family).score(np.asarray([ids]))[0]
+    assert np.abs(chances[np.arange(149), ids[1:]] - scored).max() < 1e-3
+    with pytest.raises(BadUsage, match="at least one token"):
+        session.read([])

@@ -152,3 +152,10 @@ def test_the_neox_vocabulary_streams_as_it_decodes():
     ids = tokenizer.encode(TEXT + "        x") + list(range(0, 50277, 97))
     assert streamed(tokenizer, ids) == tokenizer.decode(ids)
     assert tokenizer.vocab_size == 50277
+
+
+@given(st.lists(st.integers(0, 344), max_size=30))
+def test_pieces_are_the_bytes_of_the_text(ids):
+    tokenizer = byte_level()
+    joined = b"".join(tokenizer.piece(i) for i in ids)
+    assert joined.decode(errors="replace") == tokenizer.decode(ids)
