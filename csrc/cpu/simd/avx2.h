@@ -1,9 +1,10 @@
-/* AVX2 with FMA and F16C: sixteen lanes are two registers.  Its integer dots go through i16, as VNNI is not there; avxvnni.h brings
- * its own. */
+/* AVX2 with FMA and F16C: sixteen lanes are two registers.
+ *
+ * Its integer dots go through i16, three instructions where VNNI has one; avxvnni.h brings its own. */
 #pragma once
 
 #ifndef QUAMBA_VNNI256
-constexpr int TILE_M = 4;  // tokens of a matrix product's tile: 4 sums of two registers; eight are left for codes and i16 products
+constexpr int TILE_M = 4;  // tokens of a matrix product's tile: their sums are 8 registers of 16, i16 products take 4
 constexpr int TILE_N = 1;  // blocks of 16 rows of it
 constexpr int BIAS8 = 0;   // `codes8` adds this to 8-bit weights
 #endif

@@ -1,10 +1,10 @@
-/* AVX2 and AVX-VNNI: as avx2.h, but an integer dot is one instruction a register.  CPUs without AVX-512 from 2021 on have it. */
+/* AVX2 and AVX-VNNI: as avx2.h, but an integer dot is one instruction a register. */
 #pragma once
 
 #define QUAMBA_VNNI256
 #include "avx2.h"
 
-constexpr int TILE_M = 6;   // tokens of a matrix product's tile: 6 sums of two registers leave four for codes and tokens
+constexpr int TILE_M = 6;   // tokens of a matrix product's tile: their sums are 12 registers of 16
 constexpr int TILE_N = 1;   // blocks of 16 rows of it
 constexpr int BIAS8 = 128;  // `codes8` adds this to 8-bit weights
 
