@@ -1,185 +1,66 @@
-"""Engine = bundle + backend + recorded plans; Session = engine + the state of one sequence.
+"""Session = engine + the state of one text, with what it takes to go on from it, back in it, and elsewhere with it.
 
-A prompt is consumed in chunks of fixed sizes, so that plans are recorded once and memory does not grow with the prompt.  Sessions of
-one engine share its plans and working state: the one that runs holds it, the others' states wait on the host.  One thread at a time.
+A state is the whole text in constant size, but it cannot be cut back: `seek` and `rewind` return to a snapshot (runtime/snapshots.py)
+and read what is missing again.  runtime/saved.py puts a session into a file.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from quamba_edge import models
-from quamba_edge.backends import open_backend
-from quamba_edge.backends.base import Backend
 from quamba_edge.errors import BadUsage
-from quamba_edge.ops.program import Program
-from quamba_edge.runtime.plan import Arena, Plan
-from quamba_edge.runtime.state import LiveState, State, dtype_of
+from quamba_edge.runtime.engine import CHUNKS, Engine, chunks
+from quamba_edge.runtime.seen import Seen
+from quamba_edge.runtime.snapshots import Keep, Ring, Snapshot
+from quamba_edge.runtime.state import State, state_bytes
 
-CHUNKS = (128, 16, 1)  # tokens; every size is one recorded plan, and any prompt is a sum of them
-LOGITS_BYTES = 256 << 20  # most memory that scoring spends on the logits of one chunk
-
-
-def chunks(tokens: int) -> list[int]:
-    """Chunk sizes that make up a prompt, largest first."""
-    sizes = []
-    for size in CHUNKS:
-        sizes += [size] * (tokens // size)
-        tokens %= size
-    return sizes
+__all__ = ["CHUNKS", "Engine", "Reuse", "Session", "chunks"]
 
 
-class _Slot:
-    """The working state of S sequences, and the session that holds it."""
+@dataclass(frozen=True)
+class Reuse:
+    """How many tokens of a prompt the session now holds, and, where it could have been more, why it is not."""
 
-    def __init__(self, state: LiveState):
-        self.state = state
-        self.holder: weakref.ref[Session] | None = None
-
-    def release(self) -> None:
-        """Whoever holds it takes its state to the host."""
-        holder = self.holder() if self.holder else None
-        if holder is not None:
-            holder.park(self.state.read())
-        self.holder = None
-
-
-class Engine:
-    """A bundle ready to run.
-
-    backend      "auto", a name, or a Backend; `engine.backend.name` says which it became
-    state_dtype  of the SSM states: "f16", "f32" or "i8"
-    threads      for backends that have a choice
-    """
-
-    def __init__(
-        self, bundle: Any, backend: str | Backend = "auto", state_dtype: str = "f16", threads: int | None = None
-    ):
-        self.bundle, self.state_dtype = bundle, state_dtype
-        self.manifest = bundle.manifest
-        self._family = models.find(self.manifest.family, "program")
-        self.specs = self._family.program(self.manifest, 1, 1, "none").states
-        for spec in self.specs:
-            dtype_of(spec, state_dtype)  # a wrong choice is refused before anything is opened
-        self.backend = backend if isinstance(backend, Backend) else open_backend(backend, threads)
-        self._plans: dict[tuple[int, int, str], Plan] = {}
-        self._arenas: dict[tuple[int, bool], Arena] = {}
-        self._slots: dict[int, _Slot] = {}
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids that may be sampled; the matrices may have more rows."""
-        return self.manifest.vocab_size
-
-    def program(self, sequences: int, tokens: int, logits: str) -> Program:
-        """The model's step, as data."""
-        return self._family.program(self.manifest, sequences, tokens, logits)
-
-    def plan(self, sequences: int, tokens: int, logits: str) -> Plan:
-        """The recorded plan of a chunk; recorded on first use, bound to the working state of that many sequences."""
-        key = sequences, tokens, logits
-        if key not in self._plans:
-            blocks = self.slot(sequences).state.blocks
-            arena = self._arena(sequences, logits == "all")
-            self._plans[key] = Plan(self.backend, self.program(*key), self.bundle, arena, blocks)
-        return self._plans[key]
-
-    def _arena(self, sequences: int, scoring: bool) -> Arena:
-        """The arena of all chunk sizes, sized before anything runs."""
-        if (sequences, scoring) not in self._arenas:
-            logits = "all" if scoring else "last"
-            self._arenas[sequences, scoring] = Arena(self.backend, [self.program(sequences, n, logits) for n in CHUNKS])
-        return self._arenas[sequences, scoring]
-
-    def slot(self, sequences: int) -> _Slot:
-        """The working state of that many sequences."""
-        if sequences not in self._slots:
-            self._slots[sequences] = _Slot(LiveState(self.backend, self.specs, sequences, self.state_dtype))
-        return self._slots[sequences]
-
-    def checked(self, tokens: Iterable[int] | np.ndarray) -> np.ndarray:
-        """Token ids as i32; BadUsage for one that is no row of the embedding."""
-        ids = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
-        rows = self.manifest.sites["embedding"]["N"]
-        if ids.size and not np.issubdtype(ids.dtype, np.integer):
-            raise BadUsage(f"token ids are integers, not {ids.dtype}")
-        if ids.size and not (0 <= ids.min() and ids.max() < rows):
-            raise BadUsage(
-                f"token ids {ids.min()}..{ids.max()} do not fit this model, whose ids are 0..{rows - 1}: was the text made into tokens by its tokenizer?"
-            )
-        return ids.astype(np.int32)
-
-    def score(self, tokens: np.ndarray) -> np.ndarray:
-        """Log-probabilities f64 (S, L - 1) that the model gives each next token of tokens (S, L), from an empty state.
-
-        Ids beyond `vocab_size` get no probability: -inf where one is the next token.
-        """
-        ids = self.checked(np.asarray(tokens))
-        if ids.ndim != 2 or ids.shape[1] < 2:
-            raise BadUsage(f"tokens to score are (sequences, length of 2 or more), not {ids.shape}")
-        rows = CHUNKS[0] * 4 * self.manifest.sites["head"]["N"]
-        at_once = max(1, LOGITS_BYTES // rows)
-        return np.concatenate([self._score(ids[a : a + at_once]) for a in range(0, len(ids), at_once)])
-
-    def _score(self, ids: np.ndarray) -> np.ndarray:
-        S, L = ids.shape
-        # The last token's own prediction is not asked for: running it too is worth it where that makes fewer chunks.
-        sizes = min(chunks(L - 1), chunks(L), key=len)
-        slot = self.slot(S)
-        slot.release()
-        slot.state.write(None)
-        out, start = np.empty((S, L - 1)), 0
-        for size in sizes:
-            plan = self.plan(S, size, "all")
-            plan.run(ids[:, start : start + size])
-            count = min(size, L - 1 - start)
-            logits = plan.logits().reshape(S, size, -1)[:, :count, : self.vocab_size]
-            for s in range(S):
-                out[s, start : start + count] = _log_probabilities(logits[s], ids[s, start + 1 : start + 1 + count])
-            start += size
-        return out
-
-
-def _log_probabilities(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Log softmax of logits f32 (T, V) at targets (T,), in f64; -inf where a target is not below V."""
-    wide = logits.astype(np.float64)
-    peak = wide.max(axis=1, keepdims=True)
-    total = np.log(np.exp(wide - peak).sum(axis=1)) + peak[:, 0]
-    inside = targets < wide.shape[1]
-    chosen = wide[np.arange(len(wide)), np.where(inside, targets, 0)]
-    return np.where(inside, chosen - total, -np.inf)
+    tokens: int
+    note: str | None = None
 
 
 class Session:
-    """One sequence: feed tokens, get the logits of the next.  `tokens` are those its state has seen."""
+    """One text: feed tokens, get the logits of the next.
 
-    def __init__(self, engine: Engine):
-        self.engine = engine
-        self.tokens: list[int] = []
+    tokens  those its state has seen; of a session loaded from a file perhaps only the last ones (`seen.whole` says)
+    count   how many it has seen in all
+    logits  f32 (vocab_size,) of what follows; None when it is empty, or restored without them
+    """
+
+    def __init__(self, engine: Engine, keep: Keep | None = None):
+        self.engine, self.keep = engine, keep or Keep()
+        self.seen, self.logits = Seen(), None  # type: Seen, np.ndarray | None
+        room = self.keep.room(state_bytes(engine.specs, 1, engine.state_dtype))
+        self.snapshots = Ring(self.keep.every, room)
         self._parked: State | None = None  # the state, while another session runs; None: that before the first token
 
+    @property
+    def tokens(self) -> list[int]:
+        return self.seen.tokens
+
+    @property
+    def count(self) -> int:
+        return self.seen.count
+
     def prefill(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Consume tokens (at least one); logits f32 (vocab_size,) of what follows the last."""
-        ids = self.engine.checked(tokens)
-        if ids.ndim != 1 or not len(ids):
-            raise BadUsage("a prompt has at least one token: give some text, or the model's own begin-of-text token")
-        self._hold()
-        sizes, start = chunks(len(ids)), 0
-        try:
-            for i, size in enumerate(sizes):
-                plan = self.engine.plan(1, size, "last" if i == len(sizes) - 1 else "none")
-                plan.run(ids[None, start : start + size])
-                start += size
-            logits = plan.logits()[0, : self.engine.vocab_size]
-        except BaseException:
-            self.reset()  # a chunk that stopped half-way leaves a state of no text at all
-            raise
-        self.tokens += ids.tolist()
-        return logits
+        """Consume tokens (at least one); logits f32 (vocab_size,) of what follows the last.
+
+        Stopped half-way by an exception, it is at its latest snapshot, or empty where it has none.
+        """
+        for last in self._consume(tokens, "last"):
+            pass
+        self.logits = last[0]
+        return self.logits
 
     def decode(self, token: int) -> np.ndarray:
         """Consume one token; logits f32 (vocab_size,) of what follows."""
@@ -187,42 +68,81 @@ class Session:
 
     def read(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Consume tokens (at least one); logits f32 (T, vocab_size) of what follows each, to score a text while it is read."""
-        ids = self.engine.checked(tokens)
-        if ids.ndim != 1 or not len(ids):
-            raise BadUsage("a text to score has at least one token")
-        self._hold()
-        out, start = np.empty((len(ids), self.engine.vocab_size), np.float32), 0
-        try:
-            for size in chunks(len(ids)):
-                plan = self.engine.plan(1, size, "all")
-                plan.run(ids[None, start : start + size])
-                out[start : start + size] = plan.logits()[:, : self.engine.vocab_size]
-                start += size
-        except BaseException:
-            self.reset()
-            raise
-        self.tokens += ids.tolist()
-        return out
+        every = np.concatenate(list(self._consume(tokens, "all")))
+        self.logits = every[-1].copy()
+        return every
 
     def reset(self) -> None:
         """Forget everything."""
         slot = self.engine.slot(1)
         if slot.holder is not None and slot.holder() is self:
             slot.holder = None
-        self.tokens, self._parked = [], None
+        self.seen, self.logits, self._parked = Seen(), None, None
+        self.snapshots.cut(-1)
+
+    def mark(self) -> None:
+        """Keep the state as it is now, as the end of a turn, so that going back to it costs nothing."""
+        if self.count and self.snapshots.lacks(self.count):
+            self._keep(turn=True)
+
+    def seek(self, ids: Sequence[int]) -> Reuse:
+        """Be at the longest beginning of `ids` that is at hand, so that `prefill(ids[reuse.tokens:])` reads only the rest.
+
+        At all of `ids` only with their logits; then there is nothing to prefill.
+        """
+        if not self.count:
+            return Reuse(0)
+        same = self.seen.shared(ids)
+        if same == self.count and (same < len(ids) or self.logits is not None):
+            return Reuse(same)
+        found = self.snapshots.before(same, logits_at=len(ids))
+        note = None if found is not None and found.count == same else self._why(same, len(ids), found)
+        self._back_to(found)
+        return Reuse(self.count, note)
+
+    def rewind(self, count: int) -> int:
+        """Go back to after the first `count` tokens; how many had to be read again, at most `keep.every` as far as snapshots reach.
+
+        Bit-equal to the state that was there where none had to be; else equal but for the rounding of other chunk sizes.
+        BadUsage beyond the session's text, or where the tokens to read are not known any more.
+        """
+        if not 0 <= count <= self.count:
+            raise BadUsage(f"cannot rewind to token {count}: the session has seen {self.count}")
+        if count == self.count:
+            return 0
+        found = self.snapshots.before(count, logits_at=count)
+        if count and found is None and not self.seen.whole:
+            raise BadUsage(
+                f"cannot rewind to token {count}: of {self.count} only the last {len(self.tokens)} are known, and no "
+                "snapshot is that old; give the whole text as the prompt"
+            )
+        again = self.seen.known(found.count if found else 0, count) if count else []
+        self._back_to(found if count else None)
+        if again:
+            self.prefill(again)
+        return len(again)
+
+    def branch(self) -> Session:
+        """Another session with the same past, snapshots included (their memory is shared)."""
+        other = Session(self.engine, self.keep)
+        other.seen, other.logits, other.snapshots = self.seen.copy(), self.logits, self.snapshots.copy()
+        other._parked = self.state() if self.count else None
+        return other
 
     def state(self) -> State:
         """A copy of the state after `tokens`."""
         self._hold()
         return self.engine.slot(1).state.read()
 
-    def restore(self, state: State, tokens: Sequence[int]) -> None:
+    def restore(self, state: State, tokens: Sequence[int] | Seen, logits: np.ndarray | None = None) -> None:
         """Continue from a state that `state()` gave after `tokens`, here or in another session; BadUsage if it does not fit."""
         slot = self.engine.slot(1)
         slot.release()
         slot.state.write(state)
         slot.holder = weakref.ref(self)
-        self.tokens, self._parked = [int(t) for t in tokens], None
+        self.seen = tokens if isinstance(tokens, Seen) else Seen([int(t) for t in tokens])
+        self.logits, self._parked = logits, None
+        self.snapshots.cut(-1)
 
     def park(self, state: State) -> None:
         """Keep the state on the host: another session takes the working one."""
@@ -237,3 +157,60 @@ class Session:
         slot.state.write(self._parked)
         slot.holder = weakref.ref(self)
         self._parked = None
+
+    def _consume(self, tokens: Sequence[int] | np.ndarray, logits: str) -> Iterator[np.ndarray]:
+        """Run the chunks; of each, or only of the last, its logits (T, vocab_size) or (1, vocab_size)."""
+        ids = self.engine.checked(tokens)
+        if ids.ndim != 1 or not len(ids):
+            raise BadUsage("a prompt has at least one token: give some text, or the model's own begin-of-text token")
+        self._hold()
+        sizes, start = chunks(len(ids)), 0
+        try:
+            for i, size in enumerate(sizes):
+                if self.snapshots.due(self.count, size):
+                    self._keep(turn=False)
+                wanted = logits if logits == "all" or i == len(sizes) - 1 else "none"
+                self.logits = None  # not of this place any more
+                plan = self.engine.plan(1, size, wanted)
+                plan.run(ids[None, start : start + size])
+                self.seen.push(ids[start : start + size].tolist())
+                start += size
+                if wanted != "none":
+                    yield plan.logits()[:, : self.engine.vocab_size]
+        except BaseException:
+            self._back_to(self.snapshots.before(self.count))  # a chunk that stopped half-way leaves a state of no text
+            raise
+
+    def _keep(self, turn: bool) -> None:
+        self.snapshots.add(Snapshot(self.count, self.state(), self.logits, turn))
+
+    def _back_to(self, found: Snapshot | None) -> None:
+        """The session as it was at a snapshot; at None, empty."""
+        if found is None:
+            return self.reset()
+        slot = self.engine.slot(1)
+        if slot.holder is None or slot.holder() is not self:
+            slot.release()
+            slot.holder = weakref.ref(self)
+        slot.state.write(found.state)
+        self._parked = None
+        self.seen.cut(found.count)
+        self.logits = found.logits
+        self.snapshots.cut(found.count)
+
+    def _why(self, same: int, length: int, found: Snapshot | None) -> str:
+        """Why not all that the prompt shares with the session's text is reused."""
+        if same == length:
+            differs = f"the prompt ends at token {length}, the session's text goes on to {self.count}"
+        elif same or self.seen.whole:
+            differs = f"the prompt differs from the session's text at token {same + 1} of {length}"
+        else:
+            differs = f"the prompt of {length} tokens does not begin with the {self.seen.anchor[0]} that the session was loaded with"
+        if same == 0:
+            return differs
+        oldest = min(self.snapshots.counts(), default=0)
+        if found is not None:
+            return f"{differs}; the nearest snapshot before it is at token {found.count}"
+        return f"{differs}, " + (
+            f"before the oldest snapshot, at token {oldest}" if oldest else "and no snapshot was kept"
+        )

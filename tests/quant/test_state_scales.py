@@ -8,7 +8,7 @@ from quamba_edge.bundle.reader import Bundle
 from quamba_edge.calibrate.text import Draw, from_model
 from quamba_edge.checkpoint import open_checkpoint
 from quamba_edge.pack import pack
-from quamba_edge.runtime import session
+from quamba_edge.runtime import engine
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,10 @@ def packed(tmp_path_factory, storyteller_mamba2):
 def loss(packed, monkeypatch, chunks):
     """How much higher the perplexity is with an int8 state than with f16, which is rounded at the end of every chunk."""
     path, ids = packed
-    monkeypatch.setattr(session, "CHUNKS", chunks)
+    monkeypatch.setattr(engine, "CHUNKS", chunks)
     with Bundle.open(path) as bundle:
         half, byte = (
-            np.exp(-session.Engine(bundle, "reference", state_dtype=d).score(ids).mean()) for d in ("f16", "i8")
+            np.exp(-engine.Engine(bundle, "reference", state_dtype=d).score(ids).mean()) for d in ("f16", "i8")
         )
     return byte / half - 1
 

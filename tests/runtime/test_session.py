@@ -164,7 +164,7 @@ def test_sequences_in_a_batch_are_scored_as_if_alone(family: str, monkeypatch) -
     batch = np.array([text(20, seed) for seed in range(5)])
     together = shared.score(batch)
     assert close(together, np.concatenate([shared.score(row[None]) for row in batch]))
-    monkeypatch.setattr("quamba_edge.runtime.session.LOGITS_BYTES", 2 * 128 * 4 * 64)
+    monkeypatch.setattr("quamba_edge.runtime.engine.LOGITS_BYTES", 2 * 128 * 4 * 64)
     assert close(together, shared.score(batch))
 
 
