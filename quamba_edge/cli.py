@@ -143,6 +143,14 @@ def evaluate(args: argparse.Namespace) -> Outcome:
     return Outcome(asdict(result), app.summary(result))
 
 
+def bench(args: argparse.Namespace) -> Outcome:
+    from quamba_edge.apps import bench as app
+
+    names = "prompt_len gen_len repeats backend state_dtype threads".split()
+    result = app.bench(args.BUNDLE, **{n: getattr(args, n) for n in names})
+    return Outcome(result.to_json(), app.summary(result))
+
+
 def doctor(args: argparse.Namespace) -> Outcome:
     from quamba_edge import doctor as app
     from quamba_edge.errors import Missing
@@ -240,6 +248,20 @@ VERBS = (
             flag("--backend", "B", "for a bundle: auto, or a name, which never falls back"),
             flag("--state-dtype", "TYPE", "for a bundle: f16, f32 or i8 (f16)"),
             flag("--threads", "N", "for a bundle: threads of a backend that lets one choose", type=int),
+        ),
+    ),
+    Verb(
+        "bench",
+        "Measure how fast a bundle reads a prompt and writes an answer on this machine.",
+        bench,
+        (
+            BUNDLE,
+            flag("--prompt-len", "N", "tokens of the prompt, random ones (512)", type=int, default=512),
+            flag("--gen-len", "N", "tokens decoded after it (128)", type=int, default=128),
+            flag("--repeats", "N", "how often, after a warm-up (5)", type=int, default=5),
+            BACKEND,
+            STATE,
+            THREADS,
         ),
     ),
     Verb("doctor", "Show what this machine has and lacks, each with the command that fixes it.", doctor),

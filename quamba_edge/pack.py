@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import resource
 import shutil
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from quamba_edge.calibrate.text import Draw, digest
 from quamba_edge.checkpoint import open_checkpoint
 from quamba_edge.checkpoint.hub import read_text
 from quamba_edge.errors import BadBundle, BadUsage, CheckFailed
+from quamba_edge.profile.memory import peak_rss
 from quamba_edge.quant import recipe as recipes
 from quamba_edge.quant.layer import check_recipe
 from quamba_edge.quant.walk import Progress, parameter_count, quantize_parts, source_nll, token_windows
@@ -149,12 +148,6 @@ def read_template(path: Path) -> str:
     except BadUsage:
         pass  # it rejects this conversation, and may take others
     return template
-
-
-def peak_rss() -> int:
-    """Largest resident set of this process so far, bytes."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
 
 
 def describe(
