@@ -48,7 +48,7 @@ class build_native(Command):
             )
             return
         out = (ROOT if self.editable_mode else Path(self.build_lib).resolve()) / "quamba_edge" / "_native"
-        subprocess.run(["make", "-C", str(ROOT / "csrc"), "cpu", f"OUT={out}"], check=True)
+        subprocess.run(["make", f"-j{os.cpu_count() or 1}", "-C", str(ROOT / "csrc"), "cpu", f"OUT={out}"], check=True)
 
     def get_source_files(self) -> list[str]:
         return [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*")) if p.is_file()]

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from quamba_edge import layouts
-from quamba_edge.backends.base import Backend, Block, Weights, check
+from quamba_edge.backends.base import Block, Weights, check
+from quamba_edge.backends.host import HostBackend, array_of
 from quamba_edge.errors import BadUsage
-from quamba_edge.layouts import DTYPES
 from quamba_edge.ops.numerics import shape_of
 from quamba_edge.ops.op import Arg
 from quamba_edge.ops.program import Program, Ref, Step
@@ -54,28 +53,12 @@ class Decoded:
         return self.whole(name)[a:b] if self._kept is not None else self.weights.rows(name, a, b)
 
 
-class ReferenceBackend(Backend):
+class ReferenceBackend(HostBackend):
     name = "reference"
 
     def __init__(self) -> None:
+        super().__init__()
         self._decoded: Decoded | None = None
-        self._elapsed = 0.0
-
-    def alloc(self, shape: tuple[int, ...], dtype: str) -> Block:
-        size = Block(None, tuple(shape), dtype).nbytes
-        raw = np.zeros(size + layouts.LINE, np.uint8)
-        start = -raw.ctypes.data % layouts.LINE
-        return Block(raw[start : start + size], tuple(shape), dtype)
-
-    def upload(self, block: Block, array: np.ndarray) -> None:
-        view = array_of(block)
-        assert array.shape == view.shape and array.dtype == view.dtype, (
-            f"{array.shape} {array.dtype} into {block.shape} {block.dtype}"
-        )
-        view[...] = array
-
-    def download(self, block: Block) -> np.ndarray:
-        return array_of(block).copy()
 
     def record(
         self, program: Program, weights: Weights, buffers: Mapping[str, Block], states: Mapping[str, Block]
@@ -92,17 +75,6 @@ class ReferenceBackend(Backend):
         for call in recorded:
             call()
         self._elapsed = time.perf_counter() - began
-
-    def sync(self) -> None:
-        """Everything is done when `run` returns."""
-
-    def elapsed(self) -> float:
-        return self._elapsed
-
-
-def array_of(block: Block) -> np.ndarray:
-    """The numpy view of a block of this backend."""
-    return block.memory[: block.nbytes].view(DTYPES[block.dtype]).reshape(block.shape)
 
 
 class _Bound:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from quamba_edge import backends
+from quamba_edge.backends import cpu
 from quamba_edge.backends.base import Backend
 from quamba_edge.layouts import DTYPES
 from quamba_edge.ops.numerics import shape_of
@@ -37,8 +38,18 @@ Inputs = dict[str, np.ndarray]
 
 
 def available() -> list[str]:
-    """Backends that this machine can run."""
-    return [name for name in backends.known() if backends.why_not(name) is None]
+    """What this machine can run: backends by name, the native one once for each instruction set ("cpu avx2")."""
+    found = []
+    for name in backends.known():
+        if backends.why_not(name) is None:
+            found += [f"cpu {each}" for each in cpu.instruction_sets()] if name == "cpu" else [name]
+    return found
+
+
+def open_labelled(label: str, threads: int = 2) -> Backend:
+    """The backend that `available` called so."""
+    name, _, instruction_set = label.partition(" ")
+    return cpu.CpuBackend(threads, instruction_set) if name == "cpu" else backends.open_backend(name)
 
 
 def sizes_of(op: Op, case: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, float]]:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from quamba_edge.backends import open_backend
 from quamba_edge.layouts import DTYPES
 from quamba_edge.ops.numerics import shape_of
 from quamba_edge.ops.op import Arg, all_ops
@@ -60,7 +59,7 @@ def test_backend(name: str, index: int, backend: str) -> None:
     op = OPS[name]
     case, state = variants(op)[index]
     inputs = harness.inputs_of(op, case, state, seed=1)
-    harness.assert_right(op, case, inputs, harness.run(open_backend(backend), op, case, inputs))
+    harness.assert_right(op, case, inputs, harness.run(harness.open_labelled(backend), op, case, inputs))
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -4,7 +4,7 @@
 #define QUAMBA_VNNI256
 #include "avx2.h"
 
-constexpr int TILE_M = 6;   // tokens of a matrix product's tile: their sums are 12 registers of 16
+constexpr int TILE_M = 4;   // tokens of a matrix product's tile: 6 fit beside their codes, but gcc then spills them
 constexpr int TILE_N = 1;   // blocks of 16 rows of it
 constexpr int BIAS8 = 128;  // `codes8` adds this to 8-bit weights
 
