@@ -69,6 +69,16 @@ class WrongArchitecture(BadBundle):
     """The model in the bundle is of a family this version cannot run."""
 
 
+class BadSession(QuambaError):
+    """A saved session cannot be used: it is damaged, or some other file."""
+
+    exit_code = 3
+
+
+class ForeignSession(BadSession):
+    """A saved session of another bundle, tokenizer or state dtype: its state would mean something else here."""
+
+
 class Missing(QuambaError):
     """This machine lacks something; the message ends in the command that brings it."""
 

@@ -58,6 +58,14 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
     return int(differ[0]) if differ.size else n
 
 
+@dataclass(frozen=True)
+class Reuse:
+    """How many tokens of a prompt a session's state now holds, and, where it could have been more, why it is not."""
+
+    tokens: int
+    note: str | None = None
+
+
 @dataclass
 class Seen:
     """`tokens` are the known ones, the last of `count`; of those before them only what `anchor` says is known.

@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from quamba_edge.errors import BadUsage
 from quamba_edge.runtime.engine import CHUNKS, Engine, chunks
-from quamba_edge.runtime.seen import Seen
+from quamba_edge.runtime.seen import Reuse, Seen
 from quamba_edge.runtime.snapshots import Keep, Ring, Snapshot
 from quamba_edge.runtime.state import State, state_bytes
 
 __all__ = ["CHUNKS", "Engine", "Reuse", "Session", "chunks"]
-
-
-@dataclass(frozen=True)
-class Reuse:
-    """How many tokens of a prompt the session now holds, and, where it could have been more, why it is not."""
-
-    tokens: int
-    note: str | None = None
 
 
 class Session:
@@ -57,8 +48,7 @@ class Session:
 
         Stopped half-way by an exception, it is at its latest snapshot, or empty where it has none.
         """
-        for last in self._consume(tokens, "last"):
-            pass
+        (last,) = self._consume(tokens, "last")
         self.logits = last[0]
         return self.logits
 

@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from quamba_edge.errors import BadUsage
 from quamba_edge.runtime.generate import StopWatch, generate
 from quamba_edge.runtime.sampling import Sampling
+from quamba_edge.runtime.seen import Reuse
 from quamba_edge.runtime.tokenizer import Tokenizer
 
 EOS = 0
@@ -31,11 +32,16 @@ class FakeSession:
     """Replies with the queued tokens, whatever it is told, and remembers what it was told."""
 
     def __init__(self, reply, tokens=()):
-        self.reply, self.tokens, self.read, self.resets = list(reply), list(tokens), [], 0
+        self.reply, self.tokens, self.read, self.logits, self.marks = list(reply), list(tokens), [], None, []
+
+    @property
+    def count(self):
+        return len(self.tokens)
 
     def _logits(self):
         logits = np.zeros(tokenizer().vocab_size, np.float32)
         logits[self.reply.pop(0) if self.reply else EOS] = 9.0
+        self.logits = logits
         return logits
 
     def prefill(self, tokens):
@@ -48,9 +54,14 @@ class FakeSession:
         self.tokens.append(token)
         return self._logits()
 
-    def reset(self):
-        self.resets += 1
+    def seek(self, given):
+        if given[: len(self.tokens)] == self.tokens and (len(self.tokens) < len(given) or self.logits is not None):
+            return Reuse(len(self.tokens))
         self.tokens = []
+        return Reuse(0, "the prompt differs")
+
+    def mark(self):
+        self.marks.append(len(self.tokens))
 
 
 def ids(text: str) -> list[int]:
@@ -96,27 +107,58 @@ def test_numbers():
 
 
 @pytest.mark.parametrize(
-    ("held", "prompt", "reused", "resets"),
+    ("held", "prompt", "reused"),
     [
-        ([], [5, 6, 7], 0, 0),
-        ([5, 6], [5, 6, 7], 2, 0),
-        ([5, 9], [5, 6, 7], 0, 1),
-        ([5, 6, 7], [5, 6, 7], 0, 1),  # all read, but its logits are gone
-        ([5, 6, 7, 8], [5, 6, 7], 0, 1),
+        ([], [5, 6, 7], 0),
+        ([5, 6], [5, 6, 7], 2),
+        ([5, 9], [5, 6, 7], 0),
+        ([5, 6, 7], [5, 6, 7], 0),  # all read, but its logits are gone
+        ([5, 6, 7, 8], [5, 6, 7], 0),
     ],
 )
-def test_a_session_that_holds_the_beginning_reads_only_the_rest(held, prompt, reused, resets):
+def test_a_session_that_holds_the_beginning_reads_only_the_rest(held, prompt, reused):
     session = FakeSession([], held)
     step = next(generate(session, prompt, tokenizer()))
-    assert (step.reused_tokens, session.resets, session.read) == (reused, resets, prompt[reused:])
+    assert (step.reused_tokens, step.prefilled_tokens, session.read) == (reused, 3 - reused, prompt[reused:])
     assert session.tokens == prompt and step.prompt_tokens == 3
+    assert step.reuse_note == ("the prompt differs" if held and not reused else None)
+
+
+def test_a_session_at_the_end_of_the_prompt_reads_nothing():
+    session = FakeSession(ids("abc"))
+    session.prefill([5, 6])
+    session.read = []
+    steps = list(generate(session, [5, 6], tokenizer(), max_tokens=2))
+    assert [s.token for s in steps] == ids("ab") and session.read == []
+    assert steps[0].reused_tokens == steps[0].prompt_tokens == 2 and steps[0].prefilled_tokens == 0
+
+
+@pytest.mark.parametrize("more", [[], [7]])
+def test_what_follows_a_session_is_read_after_its_text(more):
+    session = FakeSession(ids("abc"))
+    session.prefill([5, 6])
+    session.read = []
+    first = next(generate(session, more, tokenizer(), follows=True))
+    assert session.tokens == [5, 6, *more] and session.read == more
+    assert (first.prompt_tokens, first.reused_tokens, first.prefilled_tokens) == (2 + len(more), 2, len(more))
+
+
+def test_what_follows_nothing_is_some_text():
+    with pytest.raises(BadUsage, match="the prompt is empty"):
+        generate(FakeSession([]), [], tokenizer(), follows=True)
+
+
+def test_turns_are_marked_where_they_begin_and_where_the_answer_does():
+    session = FakeSession(ids("abcd"), [5])
+    list(generate(session, [5, 6, 7], tokenizer(), max_tokens=3))
+    assert session.marks == [1, 3]
 
 
 def test_two_turns_reuse_the_first():
     session = FakeSession(ids("ab"))
     first = list(generate(session, [5, 6], tokenizer(), eos={EOS}))
     second = list(generate(session, [5, 6, *(s.token for s in first), 7], tokenizer(), eos={EOS}))
-    assert second[-1].reused_tokens == 4 and session.read == [EOS, 7] and session.resets == 0
+    assert second[-1].reused_tokens == 4 and session.read == [EOS, 7] and second[-1].reuse_note is None
 
 
 def test_sampling_reaches_the_tokens():
