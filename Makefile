@@ -10,19 +10,23 @@ BIN := $(VENV)/bin
 PIP := QUAMBA_SKIP_NATIVE=1 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 REFERENCE := $(BIN)/python -c 'from quamba_edge.cli import reference_markdown; print(reference_markdown(), end="")'
 
-.PHONY: help demo test test-all lint native bench docs clean
+.PHONY: help demo test test-all test-arm64 lint native bench docs clean
 
 help:  ## list these verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.pack native  ## pack the embedded story teller to 4 bits, compare with the original, hear a story
 	$(BIN)/python demos/make_demo.py
 
 test: lint native  ## style, types, command reference, and every quick test
-	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not arm64"
 
 test-all: lint native  ## the same, with the slow tests
-	$(BIN)/python -m pytest -q -n $(JOBS)
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not arm64"
+
+test-arm64: $(VENV)/.test  ## the kernels compiled for aarch64 and run in an emulator: every op, both golden bundles
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null || { echo "needs a cross-compiler and an emulator: apt install g++-aarch64-linux-gnu qemu-user-static"; exit 1; }
+	$(BIN)/python -m pytest -q -m arm64 tests/native
 
 lint: $(VENV)/.test  ## ruff, mypy, docs/cli.md against the parser
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from quamba_edge import __version__
 from quamba_edge.runtime.chat_template import render
 
 REPO = Path(__file__).resolve().parent.parent
-VERBS = "demo test test-all lint native bench docs clean help".split()
+VERBS = "demo test test-all test-arm64 lint native bench docs clean help".split()
 
 # Speed and perplexity numbers in the docs were measured on exactly these files.
 MODELS = {
@@ -31,7 +31,7 @@ MODELS = {
 
 
 def makefile_targets() -> set[str]:
-    return set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z0-9-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
 
 
 def documents() -> list[Path]:
@@ -55,7 +55,7 @@ def test_commands_in_documents_exist(path):
     from quamba_edge.cli import reference_markdown
 
     code, reference = in_code(path.read_text()), reference_markdown()
-    for verb in re.findall(r"(?:^|`|\$ |  |&& )make +(?:[A-Z_]+=\S+ +)*([a-z-]+)(?=[ `\n]|$)", code):
+    for verb in re.findall(r"(?:^|`|\$ |  |&& )make +(?:[A-Z_]+=\S+ +)*([a-z0-9-]+)(?=[ `\n]|$)", code):
         assert verb in makefile_targets(), f"{path.name} says `make {verb}`"
     for verb in re.findall(r"quamba-edge ([a-z]+)", code):
         assert f"quamba-edge {verb}" in reference, f"{path.name} says `quamba-edge {verb}`"
