@@ -124,6 +124,26 @@ def run(args: argparse.Namespace) -> Outcome:
     return Outcome(asdict(result), "" if result.text.endswith("\n") else "\n", note=app.summary(result))
 
 
+def serve(args: argparse.Namespace) -> Outcome:
+    from quamba_edge.serve import server as app
+    from quamba_edge.serve.jobs import Limits
+
+    limits = Limits(args.max_sessions, args.max_queue, args.max_tokens, seconds=args.timeout)
+    result = app.serve(
+        args.BUNDLE,
+        host=args.host,
+        port=args.port,
+        key_file=args.api_key_file,
+        sessions=args.sessions,
+        limits=limits,
+        backend=args.backend,
+        state_dtype=args.state_dtype,
+        threads=args.threads,
+        on_ready=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    return Outcome(asdict(result), note=app.summary(result))
+
+
 def evaluate(args: argparse.Namespace) -> Outcome:
     from quamba_edge.apps import evaluate as app
     from quamba_edge.apps.pack import Progress
@@ -149,6 +169,17 @@ def bench(args: argparse.Namespace) -> Outcome:
     names = "prompt_len gen_len repeats backend state_dtype threads".split()
     result = app.bench(args.BUNDLE, **{n: getattr(args, n) for n in names})
     return Outcome(result.to_json(), app.summary(result))
+
+
+def top(args: argparse.Namespace) -> Outcome:
+    from quamba_edge.apps import top as app
+
+    known = app.identity(args.root)
+    if args.once:
+        sample = app.once(args.root, args.source)
+        return Outcome({**known, **sample.to_json()}, app.picture(sample, known))
+    sample = app.watch(args.root, args.source, hz=args.hz, as_json=args.json)
+    return Outcome({**known, **sample.to_json()})
 
 
 def doctor(args: argparse.Namespace) -> Outcome:
@@ -179,6 +210,7 @@ BUNDLE = flag("BUNDLE", "", "a file NAME.qedge that `pack` wrote", type=Path)
 BACKEND = flag("--backend", "B", "auto (the fastest this machine has), or a name, which never falls back", default="auto")
 THREADS = flag("--threads", "N", "threads of a backend that lets one choose; others refuse the flag", type=int)
 STATE = flag("--state-dtype", "TYPE", "how SSM states are kept: f16, f32 or i8 (f16)", default="f16")
+ROOT = flag("--root", "DIR", "a recorded tree of another machine's files instead of this machine (/)", type=Path, default=Path("/"))
 COMMON = (
     flag("--json", None, "the last line of stdout is one JSON object"),
     flag("-v --verbose", None, "on an error, show where it happened"),
@@ -236,6 +268,25 @@ VERBS = (
         ),
     ),
     Verb(
+        "serve",
+        "Answer OpenAI's HTTP requests: /v1/chat/completions, /v1/completions, /v1/sessions, /metrics, /health.",
+        serve,
+        (
+            BUNDLE,
+            flag("--port", "P", "0 takes a free one (8080)", type=int, default=8080),
+            flag("--host", "H", "another than this machine's own needs a key (127.0.0.1)", default="127.0.0.1"),
+            flag("--api-key-file", "F", "the key clients must send; without it, QUAMBA_EDGE_API_KEY if set", type=Path),
+            flag("--max-sessions", "N", "states kept, and requests answered at once (8)", type=int, default=8),
+            flag("--max-queue", "N", "requests that may wait (64)", type=int, default=64),
+            flag("--max-tokens", "N", "longest answer (4096)", type=int, default=4096),
+            flag("--timeout", "S", "seconds a request may take, waiting included (600)", type=float, default=600.0),
+            flag("--sessions", "DIR", "folder of saved sessions; without it, saving is refused", type=Path),
+            BACKEND,
+            STATE,
+            THREADS,
+        ),
+    ),
+    Verb(
         "eval",
         "Measure the perplexity of a bundle or a checkpoint on a text.",
         evaluate,
@@ -262,6 +313,17 @@ VERBS = (
             BACKEND,
             STATE,
             THREADS,
+        ),
+    ),
+    Verb(
+        "top",
+        "Show power, load, clocks, temperatures and memory of this machine, live; Ctrl-C leaves.",
+        top,
+        (
+            flag("--once", None, "one sample, then end; with --json every field"),
+            ROOT,
+            flag("--source", "S", "auto, or one of tegra, tegrastats, jtop, nvidia, linux (auto)", default="auto"),
+            flag("--hz", "N", "pictures a second, 0.1 to 20 (2)", type=float, default=2.0),
         ),
     ),
     Verb("doctor", "Show what this machine has and lacks, each with the command that fixes it.", doctor),

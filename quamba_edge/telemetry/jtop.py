@@ -78,7 +78,6 @@ def from_client(client: Any, t_ns: int) -> Sample:
     temps = {
         str(n): _number(_table(t).get("temp")) for n, t in _table(client.temperature).items() if _table(t).get("online")
     }
-    used, free = _number(swap.get("used")), _number(ram.get("free"))
     return Sample(
         t_ns,
         "jtop",
@@ -94,10 +93,10 @@ def from_client(client: Any, t_ns: int) -> Sample:
         emc_max_mhz=_mhz(emc.get("max")),
         ram_total_bytes=_bytes(ram.get("tot")),
         ram_used_bytes=_bytes(ram.get("used")),
-        ram_free_bytes=_bytes(free),
+        ram_free_bytes=_bytes(ram.get("free")),
         nvmap_used_bytes=_bytes(ram.get("shared")),
         swap_total_bytes=_bytes(swap.get("tot")),
-        swap_used_bytes=_bytes(used),
+        swap_used_bytes=_bytes(swap.get("used")),
         temps_c={n.lower(): t for n, t in temps.items() if t is not None and -55 <= t <= 200},
         power_mode=str(client.nvpmodel) if client.nvpmodel else None,
     )
