@@ -41,7 +41,7 @@ ORDER = (
     ("backends*",),
     ("runtime*",),
     ("telemetry*", "profile*"),
-    ("", "apps*", "cli", "doctor", "pack", "search", "__main__"),
+    ("", "apps*", "serve*", "cli", "doctor", "pack", "search", "__main__"),
 )
 WORKSTATION = (
     "checkpoint*",
@@ -67,8 +67,8 @@ BOARD_LIBRARIES = {"numpy", "tokenizers", "safetensors", "jinja2"}
 SPECIAL = {
     "pycuda": "backends.cuda",
     "rich": "apps.pack",
-    "starlette": "apps.server",
-    "uvicorn": "apps.server",
+    "starlette": "serve.*",
+    "uvicorn": "serve.*",
     "jtop": "telemetry.*",
     "pynvml": "telemetry.nvidia",
 }
