@@ -105,17 +105,15 @@ def verify(args: argparse.Namespace) -> Outcome:
 
 def run(args: argparse.Namespace) -> Outcome:
     from quamba_edge.apps import run as app
-    from quamba_edge.runtime.sampling import Sampling
 
-    names = "temperature top_k top_p min_p repetition_penalty presence_penalty frequency_penalty seed".split()
-    sampling = Sampling(**{n: getattr(args, n) for n in names}, logit_bias=dict(args.logit_bias))
     result = app.run(
         args.BUNDLE,
         args.prompt,
         chat=args.chat,
-        sampling=sampling,
+        sampling=_sampling(args),
         max_tokens=args.max_tokens,
         stop=args.stop,
+        session=args.session,
         backend=args.backend,
         state_dtype=args.state_dtype,
         threads=args.threads,
@@ -142,6 +140,28 @@ def serve(args: argparse.Namespace) -> Outcome:
         on_ready=lambda line: print(line, file=sys.stderr, flush=True),
     )
     return Outcome(asdict(result), note=app.summary(result))
+
+
+def _sampling(args: argparse.Namespace) -> Any:
+    from quamba_edge.runtime.sampling import Sampling
+
+    names = "temperature top_k top_p min_p repetition_penalty presence_penalty frequency_penalty seed".split()
+    return Sampling(**{n: getattr(args, n) for n in names}, logit_bias=dict(args.logit_bias))
+
+
+def chat(args: argparse.Namespace) -> Outcome:
+    from quamba_edge.apps import chat as app
+
+    result = app.chat(
+        args.BUNDLE,
+        settings=app.Settings(_sampling(args), args.max_tokens, tuple(args.stop)),
+        system=args.system,
+        session=args.session,
+        backend=args.backend,
+        state_dtype=args.state_dtype,
+        threads=args.threads,
+    )
+    return Outcome(app.outcome(result), note=app.summary(result))
 
 
 def evaluate(args: argparse.Namespace) -> Outcome:
@@ -211,6 +231,25 @@ BACKEND = flag("--backend", "B", "auto (the fastest this machine has), or a name
 THREADS = flag("--threads", "N", "threads of a backend that lets one choose; others refuse the flag", type=int)
 STATE = flag("--state-dtype", "TYPE", "how SSM states are kept: f16, f32 or i8 (f16)", default="f16")
 ROOT = flag("--root", "DIR", "a recorded tree of another machine's files instead of this machine (/)", type=Path, default=Path("/"))
+SESSION = flag("--session", "FILE", "what was said is kept there: loaded if it exists, saved after every answer", type=Path)
+SAMPLING = (
+    flag("--max-tokens", "N", "stop after so many tokens (256)", type=int, default=256),
+    flag("--top-k", "K", "choose among the K likeliest; 0 for all (0)", type=int, default=0),
+    flag("--top-p", "P", "choose among the likeliest that together have the share P (1)", type=float, default=1.0),
+    flag("--min-p", "M", "drop tokens less than M times as likely as the likeliest (0)", type=float, default=0.0),
+    flag("--repetition-penalty", "R", "divide logits of tokens in prompt or answer by R (1)", type=float, default=1.0),
+    flag("--presence-penalty", "X", "subtract X from the logits of tokens in the answer (0)", type=float, default=0.0),
+    flag("--frequency-penalty", "X", "subtract X for each time the answer has the token (0)", type=float, default=0.0),
+    flag("--logit-bias", "ID=X", "add X to a token's logit; may be repeated", type=_bias, action="append", default=[]),
+    flag("--seed", "S", "makes sampling repeatable", type=int),
+    flag("--stop", "TEXT", "end before this text; may be repeated", action="append", default=[]),
+)
+
+
+def temperature(default: float) -> Flag:
+    return flag("--temperature", "T", f"0 always takes the likeliest token ({default:g})", type=float, default=default)
+
+
 COMMON = (
     flag("--json", None, "the last line of stdout is one JSON object"),
     flag("-v --verbose", None, "on an error, show where it happened"),
@@ -251,17 +290,9 @@ VERBS = (
             BUNDLE,
             flag("--prompt", "TEXT", "the text to continue", required=True),
             flag("--chat", None, "take the prompt as a user's message, in the model's chat template"),
-            flag("--max-tokens", "N", "stop after so many tokens (256)", type=int, default=256),
-            flag("--temperature", "T", "0 always takes the likeliest token (0)", type=float, default=0.0),
-            flag("--top-k", "K", "choose among the K likeliest; 0 for all (0)", type=int, default=0),
-            flag("--top-p", "P", "choose among the likeliest that together have the share P (1)", type=float, default=1.0),
-            flag("--min-p", "M", "drop tokens less than M times as likely as the likeliest (0)", type=float, default=0.0),
-            flag("--repetition-penalty", "R", "divide logits of tokens in prompt or answer by R (1)", type=float, default=1.0),
-            flag("--presence-penalty", "X", "subtract X from the logits of tokens in the answer (0)", type=float, default=0.0),
-            flag("--frequency-penalty", "X", "subtract X for each time the answer has the token (0)", type=float, default=0.0),
-            flag("--logit-bias", "ID=X", "add X to a token's logit; may be repeated", type=_bias, action="append", default=[]),
-            flag("--seed", "S", "makes sampling repeatable", type=int),
-            flag("--stop", "TEXT", "end before this text; may be repeated", action="append", default=[]),
+            SESSION,
+            temperature(0.0),
+            *SAMPLING,
             BACKEND,
             STATE,
             THREADS,
@@ -281,6 +312,21 @@ VERBS = (
             flag("--max-tokens", "N", "longest answer (4096)", type=int, default=4096),
             flag("--timeout", "S", "seconds a request may take, waiting included (600)", type=float, default=600.0),
             flag("--sessions", "DIR", "folder of saved sessions; without it, saving is refused", type=Path),
+            BACKEND,
+            STATE,
+            THREADS,
+        ),
+    ),
+    Verb(
+        "chat",
+        "Talk with a model in the terminal, or line by line through a pipe; /help lists what else it does.",
+        chat,
+        (
+            BUNDLE,
+            flag("--system", "TEXT", "system prompt"),
+            SESSION,
+            temperature(0.7),
+            *SAMPLING,
             BACKEND,
             STATE,
             THREADS,

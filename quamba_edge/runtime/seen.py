@@ -117,6 +117,11 @@ class Seen:
             return 0
         return n + shared(self.known(n, self.count), ids[n:])
 
+    def learn(self, ids: Sequence[int]) -> None:
+        """The whole text, from somebody who proved to know it (`shared` is all of it)."""
+        assert len(ids) == self.count
+        self.tokens, self.first = list(ids), 0
+
     def can_cut(self, count: int) -> bool:
         """Whether a text cut back to `count` can still prove its beginning."""
         return self.whole or count >= self.anchor[0]

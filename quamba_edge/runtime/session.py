@@ -134,6 +134,11 @@ class Session:
         self.logits, self._parked = logits, None
         self.snapshots.cut(-1)
 
+    def adopt(self, other: Session) -> None:
+        """Go on from where another session of this engine is, which ends there; snapshots of this one's text go."""
+        self.restore(other.state(), other.seen, other.logits)
+        self.snapshots = other.snapshots
+
     def park(self, state: State) -> None:
         """Keep the state on the host: another session takes the working one."""
         self._parked = state
