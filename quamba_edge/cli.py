@@ -63,7 +63,9 @@ class Flag:
 
     def usage(self) -> str:
         shown = self.names[0] if self.positional or self.value is None else f"{self.names[0]} {self.value}"
-        return shown if self.positional or dict(self.more).get("required") else f"[{shown}]"
+        more = dict(self.more)
+        always = more.get("nargs") != "?" if self.positional else more.get("required")
+        return shown if always else f"[{shown}]"
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,32 @@ def top(args: argparse.Namespace) -> Outcome:
         return Outcome({**known, **sample.to_json()}, app.picture(sample, known))
     sample = app.watch(args.root, args.source, hz=args.hz, as_json=args.json)
     return Outcome({**known, **sample.to_json()})
+
+
+def power(args: argparse.Namespace) -> Outcome:
+    if args.ACTION != "sweep" and args.BUNDLE:
+        raise BadUsage(f"power {args.ACTION} takes no bundle: only sweep measures one")
+    from quamba_edge.apps import power as app
+
+    if args.ACTION == "show":
+        state = app.show(args.root)
+        return Outcome(state.to_json(), app.show_text(state))
+    if args.ACTION == "advise":
+        advice = app.advise(args.goal, args.root, args.sweep)
+        return Outcome(advice.to_json(), app.advise_text(advice))
+    if not args.BUNDLE or args.root != Path("/"):
+        raise BadUsage("power sweep measures a bundle on this machine: give BUNDLE, and no --root")
+    from quamba_edge.apps import power_sweep
+
+    swept = power_sweep.run(
+        args.BUNDLE,
+        yes=args.yes,
+        names=[n for n in args.modes.split(",") if n],
+        backend=args.backend,
+        threads=args.threads,
+        progress=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    return Outcome(swept.to_json(), power_sweep.text(swept))
 
 
 def doctor(args: argparse.Namespace) -> Outcome:
@@ -370,6 +398,22 @@ VERBS = (
             ROOT,
             flag("--source", "S", "auto, or one of tegra, tegrastats, jtop, nvidia, linux (auto)", default="auto"),
             flag("--hz", "N", "pictures a second, 0.1 to 20 (2)", type=float, default=2.0),
+        ),
+    ),
+    Verb(
+        "power",
+        "Power modes by name: show them, measure a bundle in each, or say which to take. Only sweep --yes changes anything.",
+        power,
+        (
+            flag("ACTION", "", "show, sweep or advise", choices=("show", "sweep", "advise")),
+            flag("BUNDLE", "", "for sweep: the file to measure with", type=Path, nargs="?"),
+            flag("--for", "GOAL", "for advise: speed, efficiency or heat (efficiency)", dest="goal", default="efficiency"),
+            flag("--sweep", "FILE", "for advise: what `power sweep --json` printed on this board", type=Path),
+            flag("--modes", "A,B", "for sweep: only these, by name", default=""),
+            flag("--yes", None, "for sweep: switch the board's power mode (needs root), and back at the end"),
+            BACKEND,
+            THREADS,
+            ROOT,
         ),
     ),
     Verb("doctor", "Show what this machine has and lacks, each with the command that fixes it.", doctor),

@@ -57,7 +57,7 @@ def watch(
         raise BadUsage(f"{hz} pictures a second: expected 0.1 to 20")
     out = stream or sys.stdout
     known = identity(root)
-    with _opened(source, root) as reader, _terminated_as_interrupted():
+    with _opened(source, root) as reader, hung_up_is_interrupted():
         terminal = out.isatty() and not as_json
         try:
             if terminal:
@@ -139,16 +139,17 @@ def _opened(name: str, root: Path) -> Iterator[Source]:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Within, SIGTERM is Ctrl-C: the terminal must be given back then too."""
+def hung_up_is_interrupted() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP (a lost ssh) are Ctrl-C: what was changed must be put back then too."""
     if threading.current_thread() is not threading.main_thread():  # only that one may say so
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {s: signal.signal(s, signal.default_int_handler) for s in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fitted(text: str, stream: TextIO) -> str:
