@@ -1,7 +1,7 @@
 /* aarch64 with dot products and f16 conversions (ARMv8.2: Cortex-A76, A78AE): sixteen lanes are four registers. */
 #pragma once
 
-constexpr int TILE_M = 6;  // tokens of a matrix product's tile: their sums are 24 registers of 32
+constexpr int TILE_M = 4;  // tokens of a matrix product's tile: their sums are 16 registers of 32
 constexpr int TILE_N = 1;  // blocks of 16 rows of it
 constexpr int BIAS8 = 0;   // `codes8` adds this to 8-bit weights
 
