@@ -234,7 +234,9 @@ def doctor(args: argparse.Namespace) -> Outcome:
     from quamba_edge import doctor as app
     from quamba_edge.errors import Missing
 
-    report = app.examine()
+    if not args.root.is_dir():
+        raise BadUsage(f"--root {args.root} is no folder: expected one that holds sys/, proc/ and etc/")
+    report = app.examine(args.root, args.bundle)
     lacking = "; ".join(
         f"{f.name}: {f.found}" + (f" ({f.fix})" if f.fix else "") for f in report.findings if f.state == "missing"
     )
@@ -416,7 +418,15 @@ VERBS = (
             ROOT,
         ),
     ),
-    Verb("doctor", "Show what this machine has and lacks, each with the command that fixes it.", doctor),
+    Verb(
+        "doctor",
+        "Show what this machine has and lacks, each with the command that fixes it.",
+        doctor,
+        (
+            flag("--bundle", "FILE", "look also whether memory and disk suit this bundle", type=Path),
+            ROOT,
+        ),
+    ),
 )
 # fmt: on
 

@@ -11,6 +11,7 @@ import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 # Distribution, what needs it, pip command.  The first four are all that running a bundle takes.
@@ -24,7 +25,10 @@ OPTIONAL = (
 
 @dataclass(frozen=True)
 class Finding:
-    """`state` is "ok", "missing" (bundles do not run without) or "absent" (something else does not)."""
+    """`state` is "ok", "missing" (bundles do not run without), "absent" (something else does not) or "warn" (they run, but).
+
+    `fix` is the command that mends it; what is ok has one only where there is a choice.
+    """
 
     name: str
     state: str
@@ -36,17 +40,31 @@ class Finding:
 class Report:
     ok: bool
     findings: tuple[Finding, ...]
+    root: str = "/"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def examine() -> Report:
-    """Look at everything; `ok` when nothing is missing that running a bundle takes."""
-    findings = [_python(), *(_library(name, "every command", f"pip install {name}", True) for name in BOARD)]
-    findings += [_library(name, use, fix, False) for name, use, fix in OPTIONAL]
-    findings += [_compiler(), *_backends()]
-    return Report(all(f.state != "missing" for f in findings), tuple(findings))
+def examine(root: Path = Path("/"), bundle: Path | None = None) -> Report:
+    """Look at everything; `ok` when nothing is missing that running a bundle takes, or running this one.
+
+    With another root, only what files below it tell of that machine: Python and its libraries are the running one's.
+    """
+    findings: list[Finding] = []
+    if root == Path("/"):
+        findings += [_python(), *(_library(name, "every command", f"pip install {name}", True) for name in BOARD)]
+        findings += [_library(name, use, fix, False) for name, use, fix in OPTIONAL]
+        findings += [_compiler(), *_backends()]
+    if sys.version_info >= (3, 10):  # what follows is written in its language
+        try:
+            from quamba_edge.apps import machine
+
+            findings += machine.examine(root, bundle)
+        except ImportError as e:
+            lacking = f"pip install {e.name}" if e.name else None
+            findings.append(Finding("machine", "absent", f"was not looked at: {e}", lacking))
+    return Report(all(f.state != "missing" for f in findings), tuple(findings), str(root))
 
 
 def _python() -> Finding:
@@ -94,4 +112,9 @@ def _backends() -> list[Finding]:
 def summary(report: Report) -> str:
     """One line each; what is not there with its remedy."""
     lines = [f"{f.state:8}{f.name:20}{f.found}" + (f"  ->  {f.fix}" if f.fix else "") for f in report.findings]
-    return "\n".join([*lines, "this machine can run bundles" if report.ok else "this machine cannot run bundles yet"])
+    if report.root == "/":
+        verdict = "this machine can run bundles" if report.ok else "this machine cannot run bundles yet"
+    else:
+        known = "nothing needed is missing" if report.ok else "something needed is missing"
+        verdict = f"{known}, as far as the files below {report.root} tell"
+    return "\n".join([*lines, verdict])
