@@ -34,7 +34,7 @@ def test_by_name_never_falls_back(monkeypatch) -> None:
 @pytest.mark.parametrize("name", harness.available())
 def test_memory(name: str) -> None:
     """Blocks start as zeros, hold what is uploaded, and views share their bytes."""
-    backend = backends.open_backend(name)
+    backend = harness.open_labelled(name)
     block = backend.alloc((3, 5), "f32")
     assert (backend.download(block) == 0).all()
     values = np.arange(15, dtype=np.float32).reshape(3, 5)

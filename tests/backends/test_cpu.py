@@ -1,5 +1,6 @@
 """The native backend as a whole: threads, plans, what it refuses.  Single ops are in tests/ops/test_every_op.py."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -158,7 +159,6 @@ def test_the_ceilings_are_numbers() -> None:
 def test_the_choice_of_instructions_comes_from_the_environment() -> None:
     """What a person does who looks for a fault; a fresh process, since the library is loaded once."""
     say = "from quamba_edge.backends import open_backend; print(open_backend('cpu').instruction_set)"
-    found = subprocess.run(
-        [sys.executable, "-c", say], env={"QUAMBA_CPU": "plain", "PATH": ""}, capture_output=True, text=True, check=True
-    )
+    env = {**os.environ, "QUAMBA_CPU": "plain", "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run([sys.executable, "-c", say], env=env, capture_output=True, text=True, check=True)
     assert found.stdout == "plain\n"
