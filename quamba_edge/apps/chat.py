@@ -6,30 +6,20 @@ file the conversation is there again next time, nothing of it read twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from quamba_edge.apps.chat_commands import Commands
 from quamba_edge.apps.terminal import Leave, Terminal
 from quamba_edge.apps.watch import Watch
 from quamba_edge.errors import BadUsage, QuambaError
-from quamba_edge.runtime import prefixes, saved
+from quamba_edge.runtime import prefixes
 from quamba_edge.runtime.conversation import Conversation
 from quamba_edge.runtime.generate import Step
 from quamba_edge.runtime.model import Model, load
 from quamba_edge.runtime.sampling import Sampling
-
-HELP = """\
-/save FILE      keep the conversation in a file of constant size; /load FILE goes on from there with nothing to read again
-/list [FOLDER]  the conversations saved in a folder
-/undo           take back the last question and its answer
-/retry          another answer to the last question
-/reset          begin anew
-/system TEXT    begin anew with this system prompt; without a text, with none
-/stats          numbers of the conversation
-/exit           leave, like Ctrl-D; Ctrl-C stops an answer
-A line that ends in \\ goes on in the next; one that begins with // is said with one /."""
 
 
 @dataclass
@@ -75,7 +65,7 @@ def chat(
 
 
 class Chat:
-    """The loop, and what each command does."""
+    """The loop over lines; apps/chat_commands.py has those that begin with a slash."""
 
     def __init__(self, model: Model, terminal: Terminal, settings: Settings, system: str | None, session: Path | None):
         self.model, self.terminal, self.settings, self.path = model, terminal, settings, session
@@ -83,19 +73,7 @@ class Chat:
         self.talk = Conversation(model, system, self.store)
         self.result = ChatResult(model.engine.backend.name, session=session)
         self.watch = Watch()
-        self.commands: dict[str, Callable[[str], None]] = {
-            "save": self._save,
-            "load": self._load,
-            "list": self._list,
-            "undo": self._undo,
-            "retry": self._retry,
-            "reset": self._reset,
-            "system": self._system,
-            "stats": self._stats,
-            "help": lambda rest: self.terminal.note(HELP),
-            "exit": self._exit,
-            "quit": self._exit,
-        }
+        self.commands = Commands(self)
 
     def run(self) -> ChatResult:
         self._greet()
@@ -130,27 +108,22 @@ class Chat:
                 raise BadUsage(
                     f"{self.path} was begun with another system prompt: leave --system away, or name another file"
                 )
-            self._loaded(self.path)
+            self.commands.loaded(self.path)
 
     def _take(self, line: str) -> None:
         if line.startswith("/") and not line.startswith("//"):
-            word, _, rest = line[1:].partition(" ")
-            if word not in self.commands:
-                raise BadUsage(
-                    f"there is no command /{word}: /help lists them; begin with // to say something with a /"
-                )
-            self.commands[word](rest.strip())
+            self.commands.do(line[1:])
         elif line.strip():
-            self._answer(self.talk.ask(line.removeprefix("/") if line.startswith("//") else line, **self._how()))
+            self.answer(self.talk.ask(line.removeprefix("/") if line.startswith("//") else line, **self.how()))
 
-    def _how(self) -> dict[str, Any]:
+    def how(self) -> dict[str, Any]:
         """Settings of the next answer.  A seed makes a conversation repeatable, and yet another try another one."""
         sampling = self.settings.sampling
         if sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + self.result.answers)
         return {**vars(self.settings), "sampling": sampling}
 
-    def _answer(self, steps: Iterator[Step]) -> None:
+    def answer(self, steps: Iterator[Step]) -> None:
         """Show an answer as it comes, its numbers after it."""
         last: Step | None = None
         try:
@@ -193,72 +166,6 @@ class Chat:
         parts.append(f"read {last.prefilled_tokens} of {last.prompt_tokens}")
         parts += self.watch.seen()
         return f"[{', '.join(parts)}]" + (f"\nread again because {last.reuse_note}" if last.reuse_note else "")
-
-    def _save(self, rest: str) -> None:
-        facts = self.talk.save(self._named(rest, "save"))
-        self.terminal.note(f"saved {facts.path}: {facts.tokens} tokens in {facts.nbytes} bytes")
-
-    def _load(self, rest: str) -> None:
-        path = self._named(rest, "load")
-        self.talk.load(path)
-        self._loaded(path)
-
-    def _loaded(self, path: Path) -> None:
-        known = len(self.talk.turns)
-        self.terminal.note(
-            f"loaded {path}: {self.talk.session.count} tokens, nothing read again, "
-            + (f"{known} turns to undo" if known else "its words are not beside it, so its turns cannot be undone")
-        )
-
-    def _list(self, rest: str) -> None:
-        found = saved.listing(Path(rest or "."))
-        lines = [f"{s.path.name}  {s.tokens} tokens, {s.nbytes} bytes, {s.family} {s.state_dtype}" for s in found]
-        self.terminal.note("\n".join(lines) or f"no saved conversations (*{saved.SUFFIX}) in {rest or 'this folder'}")
-
-    def _undo(self, rest: str) -> None:
-        turn = self.talk.undo()
-        left = len(self.talk.turns)
-        self.terminal.note(f"took back {turn.question!r}: {left} turns left, {self.talk.session.count} tokens")
-
-    def _retry(self, rest: str) -> None:
-        self._answer(self.talk.retry(**self._how()))
-        if self.settings.sampling.temperature == 0:
-            self.terminal.note(
-                "the likeliest tokens are the same every time: --temperature above 0 gives other answers"
-            )
-
-    def _reset(self, rest: str) -> None:
-        self.talk.reset(self.talk.system)
-        self.terminal.note("begun anew")
-
-    def _system(self, rest: str) -> None:
-        if rest and not self.talk.templated:
-            raise BadUsage("this model has no chat template, so it has no place for a system prompt")
-        self.talk.reset(rest or None)
-        self.terminal.note("begun anew, " + ("with this system prompt" if rest else "without a system prompt"))
-
-    def _stats(self, rest: str) -> None:
-        session, r = self.talk.session, self.result
-        ring, size = session.snapshots, session.snapshots.nbytes
-        places = ", ".join(map(str, reversed(ring.counts()))) or "none"
-        lines = [
-            f"text       {session.count} tokens in {len(self.talk.turns)} turns",
-            f"state      {session.state().nbytes} bytes, {self.model.engine.state_dtype}",
-            f"snapshots  {size} bytes, after token {places}",
-            f"answers    {r.answers}, {r.tokens} tokens",
-            f"prompts    {r.prompt_tokens} tokens, {r.reused_tokens} reused, {r.prefilled_tokens} read",
-            f"machine    {', '.join(self.watch.seen()) or 'nothing known'}",
-        ]
-        self.terminal.note("\n".join(lines))
-
-    def _exit(self, rest: str) -> None:
-        raise Leave("/exit")
-
-    def _named(self, rest: str, command: str) -> Path:
-        if not rest:
-            raise BadUsage(f"/{command} needs a file: /{command} NAME")
-        path = Path(rest).expanduser()
-        return path if path.suffix else path.with_name(path.name + saved.SUFFIX)
 
 
 def summary(result: ChatResult) -> str:
