@@ -12,16 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 LARGEST = 1 << 20  # bytes read of any file: /proc/stat of a large server is the longest that is wanted
+PAGE = 4096  # longest value in sysfs
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,19}")  # int() would also take "1_000" and digits of other scripts
 
 
 def read_bytes(path: str) -> bytes:
-    """The file's bytes, in one read: a sysfs value is whole in its first read.  Raises OSError."""
+    """The file's bytes, the first megabyte of them.  Raises OSError."""
     # O_NONBLOCK, so that a pipe in a strange place cannot hold the sampler up.
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        return os.read(file, LARGEST)
+        data = os.read(file, PAGE)
+        # A value in sysfs is whole in its first read, and asking for more would make the sensor measure again.
+        if "/sys/" not in path:
+            while len(data) < LARGEST and (more := os.read(file, LARGEST // 16)):
+                data += more
+        return data
     finally:
         os.close(file)
 

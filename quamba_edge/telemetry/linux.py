@@ -32,6 +32,7 @@ class Linux:
     ):
         self.tree, self._clock = Tree(root, read), clock
         self._cpu, self._rapl = CpuLoad(self.tree), Rapl(self.tree)
+        self._clocks, self._zones = Clocks(self.tree), Zones(self.tree)
         self._slow: dict[str, object] = {}
         self._slow_ns: int | None = None
 
@@ -45,8 +46,8 @@ class Linux:
                 **memory(self.tree),
                 "cpu_load_pct": total,
                 "cpu_loads_pct": each,
-                "cpu_mhz": cpu_mhz(self.tree),
-                "temps_c": temperatures(self.tree),
+                "cpu_mhz": self._clocks.mhz(),
+                "temps_c": self._zones.celsius(),
             }
             self._slow_ns = now
         fields = {"energy_j": energy, "power_w": watts, "power_of": self._rapl.of, **self._slow}
@@ -87,30 +88,33 @@ def _share(before: tuple[int, int] | None, now: tuple[int, int]) -> float | None
     return min(100.0, max(0.0, round(100 * (now[0] - before[0]) / (now[1] - before[1]), 1)))
 
 
-def cpu_mhz(tree: Tree) -> tuple[float, ...]:
-    """Clock of each cpufreq policy that says one."""
-    found = (within(tree.integer(f"{p}/scaling_cur_freq"), 1, 10**8) for p in policies(tree))
-    return tuple(khz / 1000 for khz in found if khz is not None)
+class Clocks:
+    """Clocks of the cpufreq policies; which there are is looked for once."""
 
+    def __init__(self, tree: Tree):
+        self._tree = tree
+        self._files = [f"{p}/scaling_cur_freq" for p in tree.glob("/sys/devices/system/cpu/cpufreq/policy[0-9]*")]
 
-def policies(tree: Tree) -> list[str]:
-    return tree.glob("/sys/devices/system/cpu/cpufreq/policy[0-9]*")
+    def mhz(self) -> tuple[float, ...]:
+        """Of each policy that says one."""
+        found = (within(self._tree.integer(f), 1, 10**8) for f in self._files)
+        return tuple(khz / 1000 for khz in found if khz is not None)
 
 
 def memory(tree: Tree) -> dict[str, int | None]:
     """The memory fields of a Sample.  NvMap is the memory of a Jetson's GPU; not every kernel tells it."""
-    kib = meminfo(tree.text("/proc/meminfo") or "")
-    total, available = kib.get("MemTotal"), kib.get("MemAvailable")
-    swap, unused = kib.get("SwapTotal"), kib.get("SwapFree")
+    held = meminfo(tree.text("/proc/meminfo") or "")
+    total, available = held.get("MemTotal"), held.get("MemAvailable")
+    swap, unused = held.get("SwapTotal"), held.get("SwapFree")
     return {
         "ram_total_bytes": total,
         "ram_available_bytes": available,
-        "ram_free_bytes": kib.get("MemFree"),
+        "ram_free_bytes": held.get("MemFree"),
         "ram_used_bytes": total - available if total is not None and available is not None else None,
         "swap_total_bytes": swap,
         "swap_used_bytes": swap - unused if swap is not None and unused is not None else None,
-        "cma_free_bytes": kib.get("CmaFree"),
-        "nvmap_used_bytes": kib.get("NvMapMemUsed"),
+        "cma_free_bytes": held.get("CmaFree"),
+        "nvmap_used_bytes": held.get("NvMapMemUsed"),
     }
 
 
@@ -120,18 +124,23 @@ def meminfo(text: str) -> dict[str, int]:
     return {name: 1024 * int(kib) for name, kib in found}
 
 
-def temperatures(tree: Tree) -> dict[str, float]:
-    """{zone: degrees Celsius}; "cpu-thermal" and "CPU-therm" are called cpu.  Zones that cannot be read are left out."""
-    found: dict[str, float] = {}
-    for zone in tree.glob("/sys/class/thermal/thermal_zone[0-9]*"):
-        milli = within(tree.integer(f"{zone}/temp"), -55_000, 200_000)
-        name = re.sub(r"[-_]therm(al)?$", "", (tree.text(f"{zone}/type") or "").lower())
-        if milli is None or not name:
-            continue
-        if name in found:  # desktops have several of one type
-            name = f"{name}-{zone.rsplit('zone', 1)[1]}"
-        found[name] = milli / 1000
-    return found
+class Zones:
+    """Thermal zones by name: "cpu-thermal" and "CPU-therm" are both cpu.  Which there are is looked for once."""
+
+    def __init__(self, tree: Tree):
+        self._tree = tree
+        self._files: dict[str, str] = {}
+        for zone in tree.glob("/sys/class/thermal/thermal_zone[0-9]*"):
+            name = re.sub(r"[-_]therm(al)?$", "", (tree.text(f"{zone}/type") or "").lower())
+            if name in self._files:  # desktops have several of one type
+                name = f"{name}-{zone.rsplit('zone', 1)[1]}"
+            if name:
+                self._files[name] = f"{zone}/temp"
+
+    def celsius(self) -> dict[str, float]:
+        """Of every zone that can be read now."""
+        found = {name: within(self._tree.integer(file), -55_000, 200_000) for name, file in self._files.items()}
+        return {name: milli / 1000 for name, milli in found.items() if milli is not None}
 
 
 class Rapl:

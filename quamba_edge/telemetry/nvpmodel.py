@@ -6,7 +6,7 @@ Mode numbers mean nothing by themselves: 0 is 15W on an Orin Nano and something 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quamba_edge.telemetry.files import Tree
 
@@ -42,14 +42,15 @@ class Modes:
 
 def read(tree: Tree) -> Modes:
     """Modes of this board and the one it is in; empty where there is no such thing."""
-    modes, default = parse_conf(tree.text(CONF) or "")
-    names = {m.id: m.name for m in modes}
-    now = parse_status(tree.text(STATUS) or "")
-    return Modes(
-        modes,
-        names.get(default) if default is not None else None,
-        names.get(now) if now is not None else None,
-    )
+    modes, number = parse_conf(tree.text(CONF) or "")
+    known = Modes(modes, next((m.name for m in modes if m.id == number), None))
+    return replace(known, current=current(tree, known))
+
+
+def current(tree: Tree, modes: Modes) -> str | None:
+    """Name of the mode that is on now, of modes that were read before."""
+    number = parse_status(tree.text(STATUS) or "")
+    return next((m.name for m in modes.modes if m.id == number), None)
 
 
 def parse_status(text: str) -> int | None:

@@ -99,7 +99,9 @@ class Tegra:
         pass
 
     def _find(self) -> None:
-        """Where the sensors are at present."""
+        """Where the sensors are at present: looking for them costs more than reading them."""
+        self._clocks, self._zones = linux.Clocks(self.tree), linux.Zones(self.tree)
+        self._modes = nvpmodel.read(self.tree)
         names = {folder: self.tree.text(f"{folder}/name") for folder in self.tree.glob("/sys/class/hwmon/hwmon[0-9]*")}
         by_name = {name: folder for folder, name in reversed(names.items())}
         supplies = []
@@ -157,14 +159,14 @@ class Tegra:
             "gpu_max_mhz": self._hz(f"{self._gpu_clock}/max_freq") if self._gpu_clock else None,
             "cpu_load_pct": total,
             "cpu_loads_pct": each,
-            "cpu_mhz": linux.cpu_mhz(tree),
+            "cpu_mhz": self._clocks.mhz(),
             "emc_mhz": emc_mhz,
             "emc_load_pct": round(share, 1) if share is not None and 0 <= share <= 100 else None,
             "emc_max_mhz": self._hz(EMC_CAP),
-            "temps_c": linux.temperatures(tree),
+            "temps_c": self._zones.celsius(),
             "fan_pct": round(100 * pwm / 255, 1) if pwm is not None else None,
             "fan_rpm": within(tree.integer(f"{self._fan_speed}/rpm"), 0, 50_000) if self._fan_speed else None,
-            "power_mode": nvpmodel.read(tree).current,
+            "power_mode": nvpmodel.current(tree, self._modes),
         }
 
     def _hz(self, path: str) -> float | None:

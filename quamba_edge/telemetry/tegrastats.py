@@ -28,8 +28,8 @@ _RAM = re.compile(rf"\bRAM ({_DIGITS})/({_DIGITS})MB\b")
 _SWAP = re.compile(rf"\bSWAP ({_DIGITS})/({_DIGITS})MB\b")
 _CPU = re.compile(r"\bCPU \[([0-9%@,a-z]{1,2000})\]")
 _CORE = re.compile(rf"({_DIGITS})%@({_DIGITS})")
-_GPU = re.compile(rf"\bGR3D_FREQ ({_DIGITS})%(?:@\[?({_DIGITS})[0-9,]*\]?)?(?=\s|$)")
-_EMC = re.compile(rf"\bEMC_FREQ ({_DIGITS})%@({_DIGITS})(?=\s|$)")
+_GPU = re.compile(rf"\bGR3D_FREQ ({_DIGITS})%(?:@\[?({_DIGITS})[0-9,]*\]?)?(?=\s)")  # never last: at the end it was cut
+_EMC = re.compile(rf"\bEMC_FREQ ({_DIGITS})%@({_DIGITS})(?=\s)")
 _TEMPERATURE = re.compile(r"(?<!\S)([A-Za-z][A-Za-z0-9_]*)@(-?[0-9]{1,4}(?:\.[0-9]{1,6})?)C(?=\s|$)")
 _RAIL = re.compile(rf"(?<!\S)([A-Z][A-Z0-9_]*) ({_DIGITS})mW/{_DIGITS}mW(?=\s|$)")
 
