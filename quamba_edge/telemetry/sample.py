@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from quamba_edge.errors import BadUsage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rail:
     """A measured supply.  `limit_a` is its critical limit, `alarm` whether the chip says that it was passed."""
 
@@ -29,7 +29,7 @@ class Rail:
     alarm: bool | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """What was read, each value with its unit in its name; what the machine lacks is None or not in the table.
 
