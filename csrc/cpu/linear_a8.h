@@ -29,7 +29,8 @@ struct A8 {
         int32_t* start = reinterpret_cast<int32_t*>(words + t.count * whole_steps(w.K));
         for (int m = 0; m < t.count; m++) {
             const int8_t* row = c.at<int8_t>(0) + (t.m + m) * w.K;
-            int64_t k = 0;
+            int64_t k = t.count == 1 ? w.K / 4 * 4 : 0;
+            __builtin_memcpy(words, row, size_t(k));  // one token lies right already
             for (; k + 4 <= w.K; k += 4) __builtin_memcpy(words + (k / 4 * t.count + m) * 4, row + k, 4);
             for (int64_t end = whole_steps(w.K); k < end; k += 4)
                 for (int64_t i = 0; i < 4; i++) words[(k / 4 * t.count + m) * 4 + i] = k + i < w.K ? row[k + i] : int8_t(0);
