@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -89,6 +90,7 @@ def test_leaving_gives_the_terminal_back_as_it_was(how):
     running = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment)
     shown = b""
     while b"VDD_IN" not in shown:
+        assert select.select([ours], [], [], 60)[0], "nothing was shown for a minute"
         shown += os.read(ours, 65536)
     running.send_signal(how)
     assert running.wait(30) == 0 and running.stderr.read() == b""
