@@ -125,7 +125,7 @@ class Routes:
         if self._key is not None and route != "/health":
             shown = request.headers.get("authorization", "").removeprefix("Bearer ")
             # Compared in constant time: how long a wrong key takes says nothing about the right one.
-            if not hmac.compare_digest(shown.encode(), self._key.encode()):
+            if not hmac.compare_digest(shown.encode("latin-1"), self._key.encode()):
                 raise BadRequest(
                     "wrong or missing key: send the header Authorization: Bearer KEY", None, "invalid_api_key", 401
                 )
