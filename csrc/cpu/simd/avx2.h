@@ -134,13 +134,6 @@ inline f32x16 partner(f32x16 a) {
     if constexpr (H == 4) return {_mm256_permute2f128_ps(a.lo, a.lo, 1), _mm256_permute2f128_ps(a.hi, a.hi, 1)};
     return {a.hi, a.lo};
 }
-/* Lanes i with bit H from b, the others from a. */
-template <int H>
-inline f32x16 odd_from(f32x16 a, f32x16 b) {
-    if constexpr (H == 8) return {a.lo, b.hi};
-    constexpr int lanes = H == 1 ? 0xAA : H == 2 ? 0xCC : 0xF0;
-    return {_mm256_blend_ps(a.lo, b.lo, lanes), _mm256_blend_ps(a.hi, b.hi, lanes)};
-}
 
 // ---- integers
 

@@ -100,11 +100,6 @@ inline f32x16 partner(f32x16 a) {
     if constexpr (H == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xB1)};
     return {_mm512_shuffle_f32x4(a.v, a.v, 0x4E)};
 }
-/* Lanes i with bit H from b, the others from a. */
-template <int H>
-inline f32x16 odd_from(f32x16 a, f32x16 b) {
-    return {_mm512_mask_blend_ps(H == 1 ? 0xAAAA : H == 2 ? 0xCCCC : H == 4 ? 0xF0F0 : 0xFF00, a.v, b.v)};
-}
 
 // ---- integers
 

@@ -112,15 +112,6 @@ inline f32x16 partner(f32x16 x) {
     if constexpr (H == 4) return {x.b, x.a, x.d, x.c};
     return {x.c, x.d, x.a, x.b};
 }
-/* Lanes i with bit H from b, the others from a. */
-template <int H>
-inline f32x16 odd_from(f32x16 x, f32x16 y) {
-    if constexpr (H == 8) return {x.a, x.b, y.c, y.d};
-    if constexpr (H == 4) return {x.a, y.b, x.c, y.d};
-    alignas(16) static const uint32_t odd[4] = {0, H == 1 ? ~0u : 0u, H == 2 ? ~0u : 0u, ~0u};
-    const uint32x4_t m = vld1q_u32(odd);
-    return {vbslq_f32(m, y.a, x.a), vbslq_f32(m, y.b, x.b), vbslq_f32(m, y.c, x.c), vbslq_f32(m, y.d, x.d)};
-}
 
 // ---- integers
 

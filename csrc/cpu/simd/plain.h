@@ -104,10 +104,6 @@ template <int H>
 inline f32x16 partner(f32x16 a) {
     return lanes<f32x16>([&](int i) { return a.v[i ^ H]; });
 }
-template <int H>
-inline f32x16 odd_from(f32x16 a, f32x16 b) {
-    return lanes<f32x16>([&](int i) { return i & H ? b.v[i] : a.v[i]; });
-}
 
 // ---- integers
 
