@@ -14,7 +14,7 @@ from quamba_edge.runtime import generate as generation
 from quamba_edge.runtime.sampling import Sampling
 from quamba_edge.runtime.seen import shared
 from quamba_edge.runtime.session import Engine, Session
-from quamba_edge.runtime.snapshots import Keep
+from quamba_edge.runtime.snapshots import USUAL, Keep
 from quamba_edge.runtime.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -33,8 +33,8 @@ class Model:
         """Ids that end an answer."""
         return frozenset(self.bundle.manifest.tokenizer["eos"])
 
-    def session(self, keep: Keep | None = None) -> Session:
-        """An empty state of its own; sessions of one model do not know of each other."""
+    def session(self, keep: Keep = USUAL) -> Session:
+        """An empty state of its own, that keeps snapshots to go back to; sessions of one model do not know of each other."""
         return Session(self.engine, keep)
 
     def ids(self, prompt: Prompt, session: Session | None = None) -> list[int]:

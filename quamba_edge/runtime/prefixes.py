@@ -21,6 +21,7 @@ from quamba_edge.runtime import saved
 from quamba_edge.runtime.engine import Engine
 from quamba_edge.runtime.seen import Reuse, digests
 from quamba_edge.runtime.session import Session
+from quamba_edge.runtime.snapshots import USUAL, Keep
 
 SUFFIX = ".prefix"
 NBYTES = 1 << 29  # six states of a 2.7B model
@@ -51,7 +52,7 @@ class Prefixes:
 
         The state of the first `keep` tokens is computed and stored on the way, if it is not there yet.
         """
-        found = self.find(session.engine, ids, reuse.tokens)
+        found = self.find(session.engine, ids, reuse.tokens, session.keep)
         if found is not None:
             session.adopt(found)
             reuse = Reuse(found.count)
@@ -60,7 +61,7 @@ class Prefixes:
             self.put(session)
         return reuse
 
-    def find(self, engine: Engine, ids: Sequence[int], above: int = 0) -> Session | None:
+    def find(self, engine: Engine, ids: Sequence[int], above: int = 0, keep: Keep = USUAL) -> Session | None:
         """A session at the longest stored beginning of `ids` that has more than `above` tokens."""
         entries = [e for e in self._entries(engine) if above < e.tokens <= len(ids)]
         exact = digests(ids, [e.tokens for e in entries])
@@ -68,7 +69,7 @@ class Prefixes:
             if exact[entry.tokens][: len(entry.digest)] != entry.digest:
                 continue
             try:
-                session = saved.load(entry.path, engine)
+                session = saved.load(entry.path, engine, keep)
                 if session.seen.digest() != exact[entry.tokens]:
                     raise BadSession(f"{entry.path} is damaged: it is of another text than its name says")
             except BadSession as e:

@@ -31,7 +31,7 @@ from quamba_edge.runtime.session_file import (
     opened,
     read_header,
 )
-from quamba_edge.runtime.snapshots import Keep, Snapshot
+from quamba_edge.runtime.snapshots import USUAL, Keep, Snapshot
 from quamba_edge.runtime.state import State, dtype_of
 
 LAST = 4096  # tokens kept as they are: 16 KB, and most conversations whole
@@ -112,7 +112,7 @@ def _facts(path: Path, metadata: dict[str, str], file: os.stat_result) -> Saved:
     )
 
 
-def load(path: str | Path, engine: Engine, keep: Keep | None = None) -> Session:
+def load(path: str | Path, engine: Engine, keep: Keep = USUAL) -> Session:
     """The session, with nothing to read again: its logits are those of the session that was saved.
 
     ForeignSession if it is of another bundle, tokenizer, family or state dtype; BadSession if it is damaged or no session.

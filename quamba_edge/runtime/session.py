@@ -14,7 +14,7 @@ import numpy as np
 from quamba_edge.errors import BadUsage
 from quamba_edge.runtime.engine import CHUNKS, Engine, chunks
 from quamba_edge.runtime.seen import Reuse, Seen
-from quamba_edge.runtime.snapshots import Keep, Ring, Snapshot
+from quamba_edge.runtime.snapshots import NOTHING, Keep, Ring, Snapshot
 from quamba_edge.runtime.state import State, state_bytes
 
 __all__ = ["CHUNKS", "Engine", "Reuse", "Session", "chunks"]
@@ -28,8 +28,8 @@ class Session:
     logits  f32 (vocab_size,) of what follows; None when it is empty, or restored without them
     """
 
-    def __init__(self, engine: Engine, keep: Keep | None = None):
-        self.engine, self.keep = engine, keep or Keep()
+    def __init__(self, engine: Engine, keep: Keep = NOTHING):
+        self.engine, self.keep = engine, keep
         self.seen, self.logits = Seen(), None  # type: Seen, np.ndarray | None
         room = self.keep.room(state_bytes(engine.specs, 1, engine.state_dtype))
         self.snapshots = Ring(self.keep.every, room)

@@ -31,6 +31,10 @@ class Keep:
         return min(self.most, self.nbytes // max(1, state_bytes))
 
 
+USUAL = Keep()  # of a conversation
+NOTHING = Keep(most=0)  # of a measurement
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """The state after `count` tokens.  Its arrays are never written to; `logits` (V,) of what follows, where they were computed."""

@@ -15,7 +15,7 @@ from quamba_edge.bundle.reader import Bundle
 from quamba_edge.errors import BadUsage
 from quamba_edge.runtime import saved
 from quamba_edge.runtime.session import Engine, Session, chunks
-from quamba_edge.runtime.snapshots import Keep, Ring, Snapshot
+from quamba_edge.runtime.snapshots import NOTHING, USUAL, Keep, Ring, Snapshot
 from quamba_edge.runtime.state import State
 from tests.apps import tiny_bundle
 
@@ -37,7 +37,7 @@ def text(length: int, seed: int = 0) -> list[int]:
 
 def straight(family: str, state: str, tokens: list[int], sizes: list[int]) -> Session:
     """A session that read these chunks, and kept nothing."""
-    session, at = Session(engine(family, state), Keep(most=0)), 0
+    session, at = Session(engine(family, state), NOTHING), 0
     for size in sizes:
         session.prefill(tokens[at : at + size])
         at += size
@@ -73,8 +73,8 @@ ACTS = st.lists(
 def test_any_life_of_a_session_equals_the_straight_run(acts, family, state, every, most, tmp_path_factory) -> None:
     """Reading, rewinding, saving and loading, branching, and another session in between: bit-equal on the same chunks."""
     path = tmp_path_factory.getbasetemp() / "life.qsession"
-    session, keep = Session(engine(family, state), Keep(every, most)), Keep(every, most)
-    session.keep, sizes, tokens = keep, [], []
+    keep = Keep(every, most)
+    session, sizes, tokens = Session(engine(family, state), keep), [], []
     for i, (act, amount) in enumerate(acts):
         if act in ("prefill", "decode"):
             more = text(amount, seed=i)
@@ -131,7 +131,7 @@ def test_a_rewind_between_snapshots_is_close_to_what_was_there(family: str) -> N
 
 
 def test_ends_of_turns_cost_nothing_and_are_bit_equal() -> None:
-    session = Session(engine())
+    session = Session(engine(), USUAL)
     first = session.prefill(text(37))
     session.mark()
     session.prefill(text(20, 1))
@@ -180,7 +180,7 @@ def test_what_cannot_be_rewound_is_refused() -> None:
 
 
 def test_a_stopped_prompt_leaves_the_session_at_its_latest_snapshot(monkeypatch) -> None:
-    session = Session(engine())
+    session = Session(engine(), USUAL)
     session.prefill(text(5))
     session.mark()
     expected = session.branch().prefill(text(3))
