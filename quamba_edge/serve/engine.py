@@ -28,9 +28,10 @@ from quamba_edge.serve.pool import Pool
 from quamba_edge.serve.scheduler import Scheduler
 from quamba_edge.serve.work import work
 
-# Seconds of a turn.  The engine holds one working state, and to take turns is to copy two states (a few MB, some milliseconds at
-# 130M): a turn is several times that, and still short enough that eight streams each say something five times a second.
-TURN = 0.02
+# A turn in seconds.  The engine holds one working state, so another job's turn begins with copying two states: a turn lasts TURNS
+# times that, which bounds what taking turns costs to a ninth, but not so short that Python's own steps count, nor so long that eight
+# streams stutter.
+TURNS, SHORTEST, LONGEST = 8, 0.004, 0.05
 SNAPSHOT_BYTES = 256 << 20  # of all sessions together, for edits and retries
 
 T = TypeVar("T")
@@ -113,7 +114,7 @@ class Service:
         except BaseException as e:
             ready.set_exception(e)
             return
-        self.model = model
+        self.model, self.turn = model, turn_of(model)
         ready.set_result(model)
         try:
             while self._turn():
@@ -156,7 +157,7 @@ class Service:
 
     def _advance(self, job: Job) -> None:
         """Let a job work until its turn is over."""
-        end = time.monotonic() + TURN
+        end = time.monotonic() + self.turn
         assert job.work is not None
         try:
             while True:
@@ -183,6 +184,17 @@ class Service:
 
     def _late(self, job: Job) -> bool:
         return time.monotonic() - job.submitted > self.limits.seconds
+
+
+def turn_of(model: Model) -> float:
+    """Seconds of a turn for this model's states on this machine, by trying what it costs to change them."""
+    session = Session(model.engine, Keep(most=0))
+    spent = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        session.restore(session.state(), [])
+        spent.append(time.perf_counter() - begun)
+    return min(LONGEST, max(SHORTEST, TURNS * min(spent)))
 
 
 def _kind(last: Event) -> str:

@@ -9,9 +9,8 @@ import pytest
 from quamba_edge.errors import BadUsage
 from quamba_edge.runtime.model import load
 from quamba_edge.runtime.sampling import Sampling
-from quamba_edge.serve import engine as module
 from quamba_edge.serve.chances import chance
-from quamba_edge.serve.engine import Service
+from quamba_edge.serve.engine import LONGEST, SHORTEST, Service
 from quamba_edge.serve.jobs import Closing, Done, Ended, Failed, Job, Piece, Prompted, TimeUp
 from quamba_edge.serve.pool import Prompt
 from quamba_edge.serve.scheduler import Overloaded
@@ -61,8 +60,8 @@ def test_together_they_get_what_each_gets_alone(service, make):
     assert all(len(t) == 12 for t in alone)
 
 
-def test_streams_advance_side_by_side_while_a_long_prompt_is_read(service, monkeypatch):
-    monkeypatch.setattr(module, "TURN", 0.0)  # a token or a piece of prompt a turn
+def test_streams_advance_side_by_side_while_a_long_prompt_is_read(service):
+    service.turn = 0.0  # a token or a piece of prompt a turn
     log = []
     first = [Heard(service, job(client=c, max_tokens=60), log) for c in "ab"]
     late = Heard(service, job(LONG * 4, client="c", max_tokens=10), log)
@@ -74,9 +73,9 @@ def test_streams_advance_side_by_side_while_a_long_prompt_is_read(service, monke
     assert abs(middle.count("a") - middle.count("c")) <= 1  # then all three in turn
 
 
-def test_a_client_with_many_requests_waits_for_one_with_few(make, monkeypatch):
-    monkeypatch.setattr(module, "TURN", 0.0)
+def test_a_client_with_many_requests_waits_for_one_with_few(make):
     service, log = make(sessions=1), []
+    service.turn = 0.0
     many = [Heard(service, job(client="many", max_tokens=20), log) for _ in range(5)]
     few = Heard(service, job(client="few", max_tokens=3), log)
     few.wait()
@@ -202,6 +201,10 @@ def test_sessions_are_bounded_and_the_oldest_goes(make):
         Heard(service, job([first, 9, 9])).wait()
     assert [k.session.tokens[0] for k in service.pool.list()] == [6, 7]
     assert Heard(service, job([5, 9, 9, 9])).wait()[-1].usage.reused == 0
+
+
+def test_a_turn_is_neither_too_short_nor_too_long(service):
+    assert SHORTEST <= service.turn <= LONGEST
 
 
 def test_closing_cuts_answers_off_and_refuses_more(service):
