@@ -1,9 +1,11 @@
-/* y[t] = SiLU(bias + sum_w weight[:, w] x[t - W + 1 + w]), a channel by itself, and the last W - 1 inputs into the state.
+/* y[t] = SiLU(bias + sum_w weight[:, w] x[t - W + 1 + w]), channel by channel; the state becomes the last W - 1
+ * inputs.
  *
- * A chunk is all tokens of some blocks of 64 channels, so that the inputs that several tokens read stay in the L1 cache, and the
- * state is written by the chunk that has read it.  Some 25 instructions for 16 values, most of them SiLU's: a prefill of 128 tokens
- * and 1792 channels is bound by these, a decode step by the 48 bytes a channel that it reads and writes. */
+ * A chunk is all tokens of some blocks of 64 channels, so that the inputs that several tokens read stay in the L1
+ * cache, and the state is written by the chunk that has read it.  Some 25 instructions for 16 values, most of them
+ * SiLU's, bound a prefill; a decode step is bound by the 52 bytes a channel that it reads and writes. */
 #include "rows.h"
+#include "state.h"
 #include "transpose.h"
 
 namespace quamba {
@@ -26,7 +28,7 @@ Split split(const Call& c) {
 }
 
 Shape shape(const Call& c) {
-    return {{split(c).chunks()}, 0, size_t(c.size[W] * BLOCK) * sizeof(float)};
+    return {{split(c).chunks()}, 0, size_t(c.size[W]) * (BLOCK * sizeof(float) + sizeof(float*))};
 }
 
 struct Floats {
@@ -34,7 +36,10 @@ struct Floats {
     float* y;
 
     Floats(const Call& c, int64_t) : y(c.at<float>(Y)) {}
-    void put(int64_t at, int, f32x16 v, int n) const { store(y + at, v, n); }
+    template <bool WHOLE>
+    void put(int64_t at, int, f32x16 v, int n) const {
+        store_lanes<WHOLE>(y + at, v, n);
+    }
 };
 
 struct Codes {
@@ -46,48 +51,77 @@ struct Codes {
         for (int64_t i = begin; i < least(begin + BLOCK, c.size[C]); i += LANES)
             reciprocal[(i - begin) / LANES] = set(1.0f) / load(c.at<float>(Y_SCALE) + i, lanes_at(i, c.size[C]));
     }
-    void put(int64_t at, int j, f32x16 v, int n) const { store(y + at, to_codes(v, reciprocal[j]), n); }
+    template <bool WHOLE>
+    void put(int64_t at, int j, f32x16 v, int n) const {
+        store_lanes<WHOLE>(y + at, to_codes(v, reciprocal[j]), n);
+    }
 };
 
 /* out[w][i] = weight[begin + i][w] of a block */
-void by_tap(const Call& c, int64_t begin, int64_t end, float* out) {
+void by_tap(const Call& c, int64_t begin, int count, float* out) {
     const int64_t width = c.size[W];
     const float* in = c.at<float>(WEIGHT) + begin * width;
-    int64_t i = 0;
+    int i = 0;
     if (width == 4)
-        for (; i + 4 <= end - begin; i += 4) transpose4(in + 4 * i, 4, out + i, BLOCK);
-    for (; i < end - begin; i++)
+        for (; i + 4 <= count; i += 4) transpose4(in + 4 * i, 4, out + i, BLOCK);
+    for (; i < count; i++)
         for (int64_t w = 0; w < width; w++) out[w * BLOCK + i] = in[i * width + w];
 }
 
-template <class Out>
-void channels(const Call& c, int64_t s, int64_t begin, float* weight) {
-    const int64_t tokens = c.size[T], width = c.size[W], all = c.size[C], end = least(begin + BLOCK, all);
+/* One token of a block whose inputs are at from[w], and weights at weight[w][BLOCK]. */
+template <class Out, int WIDTH, bool WHOLE>
+inline void token(const Out& out, const float* const* from, const float* bias, const float* weight, int64_t width,
+                  int64_t at, int count) {
+    for (int i = 0; i < (WHOLE ? BLOCK : count); i += LANES) {
+        const int n = WHOLE ? LANES : lanes_at(i, count);
+        f32x16 v = load_lanes<WHOLE>(bias + i, n);
+        for (int64_t w = 0; w < (WIDTH ? WIDTH : width); w++)
+            v = fma(load_lanes<WHOLE>(from[w] + i, n), load(weight + w * BLOCK + i), v);
+        out.template put<WHOLE>(at + i, i / LANES, silu(v), n);
+    }
+}
+
+/* All tokens of a block.  WIDTH is W, or 0 for one that only the call knows. */
+template <class Out, int WIDTH>
+void block(const Call& c, int64_t s, int64_t begin, int count, float* scratch) {
+    const int64_t tokens = c.size[T], width = WIDTH ? WIDTH : c.size[W], all = c.size[C];
     const Out out(c, begin);
-    float* state = c.at<float>(STATE) + s * (width - 1) * all;
-    const float* x = c.at<float>(X) + s * tokens * c.stride[X];
+    float *weight = scratch, *state = c.at<float>(STATE) + s * (width - 1) * all + begin;
+    const float *x = c.at<float>(X) + s * tokens * c.stride[X] + begin, *bias = c.at<float>(BIAS) + begin;
+    const float** from = (const float**)(scratch + width * BLOCK);
+    const float* taps[WIDTH ? WIDTH : 1];
+    if (WIDTH) from = taps;
     // Input i of the window that began W - 1 tokens before the call.
     const auto input = [&](int64_t i) { return i < width - 1 ? state + i * all : x + (i - width + 1) * c.stride[X]; };
-    by_tap(c, begin, end, weight);
-    for (int64_t t = 0; t < tokens; t++)
-        for (int64_t i = begin; i < end; i += LANES) {
-            const int n = lanes_at(i, end);
-            f32x16 v = load(c.at<float>(BIAS) + i, n);
-            for (int64_t w = 0; w < width; w++) v = fma(load(input(t + w) + i, n), load(weight + w * BLOCK + i - begin), v);
-            out.put((s * tokens + t) * all + i, int(i - begin) / LANES, silu(v), n);
+    by_tap(c, begin, count, weight);
+    for (int64_t t = 0; t < tokens; t++) {
+        const int64_t at = (s * tokens + t) * all + begin;
+        for (int64_t w = 0; w < width; w++) from[w] = input(t + w);
+        if (count == BLOCK)
+            token<Out, WIDTH, true>(out, from, bias, weight, width, at, count);
+        else
+            token<Out, WIDTH, false>(out, from, bias, weight, width, at, count);
+    }
+    for (int64_t w = 0; w < width - 1; w++) {
+        const float* last = input(tokens + w);
+        for (int i = 0; i < count; i += LANES) {
+            const int n = lanes_at(i, count);
+            store(state + w * all + i, load(last + i, n), n);
         }
-    for (int64_t w = 0; w < width - 1; w++)
-        for (int64_t i = begin; i < end; i += LANES) {
-            const int n = lanes_at(i, end);
-            store(state + w * all + i, load(input(tokens + w) + i, n), n);
-        }
+    }
 }
 
 template <class Out>
 void conv_silu(const Call& c, const Work& w) {
     const Split all = split(c);
-    for (int64_t i = all.begin(w.chunk); i < all.end(w.chunk); i++)
-        channels<Out>(c, i / blocks(c), i % blocks(c) * BLOCK, (float*)w.scratch);
+    for (int64_t i = all.begin(w.chunk); i < all.end(w.chunk); i++) {
+        const int64_t begin = i % blocks(c) * BLOCK;
+        const int count = int(least(BLOCK, c.size[C] - begin));
+        if (c.size[W] == 4)
+            block<Out, 4>(c, i / blocks(c), begin, count, (float*)w.scratch);
+        else
+            block<Out, 0>(c, i / blocks(c), begin, count, (float*)w.scratch);
+    }
 }
 
 }  // namespace

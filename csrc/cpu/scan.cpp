@@ -1,8 +1,12 @@
-/* Mamba1's selective scan, gated: d = softplus(dt + bias); s[n] = exp(d A[n]) s[n] + d B[n] x; y = (sum_n C[n] s[n] + D x) SiLU(z).
+/* Mamba1's selective scan: d = softplus(dt + bias); s[n] = exp(d A[n]) s[n] + d B[n] x; y = (sum_n C[n] s[n] + D x)
+ * SiLU(z).
  *
- * A chunk is all tokens of some blocks of 16 channels.  A decode step has lanes over the state, one channel after the other, as memory
- * holds it.  Several tokens have lanes over the channels: the block's A and state are transposed once, the state stays in registers,
- * and nothing is summed across lanes.  The exponentials are the work: 14 of some 18 instructions for 16 elements of the state. */
+ * One token: a chunk is 128 channels, lanes over the state as memory holds it, one channel after the other; A and
+ * the state are read once, so memory is the bound: 8 bytes an element in f16.
+ *
+ * Several tokens: a chunk is all tokens of 16 channels, lanes over these.  The block's A and state are transposed
+ * once, four elements of the state stay in registers for 32 tokens, and nothing is summed across lanes.  The
+ * exponentials are the bound: 11 of 14 instructions for 16 elements of the state. */
 #include "rows.h"
 #include "state.h"
 #include "transpose.h"
@@ -15,6 +19,7 @@ namespace {
 enum Sizes { S, T, E, N };
 
 constexpr float LOG2_E = 1.44269504f;
+constexpr int SLICE = 32, GROUP = 4, RUN = 8 * LANES, AHEAD = 32;
 
 /* The arguments of scan_f32 and scan_i8, whose x has a scale. */
 template <class X>
@@ -43,44 +48,17 @@ struct Channels {
 
     Channels(const Args<X>& a, int64_t row, int64_t e, int n) {
         d = softplus(load(a.dt + row * a.E + e, n) + load(a.dt_bias + e, n));
-        x = load(a.x + row * a.E + e, n);
-        if (IS_CODES<X>) x = x * load(a.x_scale + e, n);
+        x = x_of(a, row, e, n);
     }
-    void finish(const Args<X>& a, f32x16 sums, int64_t row, int64_t e, int n) const {
-        store(a.y + row * a.E + e, fma(load(a.D + e, n), x, sums) * silu(load(a.z + row * a.z_stride + e, n)), n);
+    static f32x16 x_of(const Args<X>& a, int64_t row, int64_t e, int n) {
+        const f32x16 x = load(a.x + row * a.E + e, n);
+        return IS_CODES<X> ? x * load(a.x_scale + e, n) : x;
+    }
+    static void finish(const Args<X>& a, f32x16 sums, int64_t row, int64_t e, int n) {
+        sums = fma(load(a.D + e, n), x_of(a, row, e, n), sums);
+        store(a.y + row * a.E + e, sums * silu(load(a.z + row * a.z_stride + e, n)), n);
     }
 };
-
-/* One channel's step; the sum of C s. */
-template <bool WHOLE, class State>
-inline f32x16 part(State* s, const float* A, const float* B, const float* C, const float* cols, f32x16 d, f32x16 dx, float row, int n) {
-    const f32x16 scale = IS_CODES<State> ? load_lanes<WHOLE>(cols, n) * set(row) : set(1.0f);
-    const f32x16 decay = exp(d * load_lanes<WHOLE>(A, n));
-    const f32x16 v = fma(decay, load_state<WHOLE>(s, scale, n), dx * load_lanes<WHOLE>(B, n));
-    store_state<WHOLE>(s, v, IS_CODES<State> ? set(1.0f) / scale : scale, n);
-    return v * load_lanes<WHOLE>(C, n);
-}
-
-/* One token of a block of channels. */
-template <class X, class State>
-void step(const Args<X>& a, int64_t s, int64_t e, int count) {
-    const Channels<X> in(a, s, e, count);
-    float d[LANES], dx[LANES], sums[LANES];
-    store(d, in.d), store(dx, in.d * in.x), store(sums, set(0.0f));
-    const float *B = a.B + s * a.B_stride, *C = a.C + s * a.C_stride;
-    for (int i = 0; i < count; i++) {
-        State* state = (State*)a.state + (s * a.E + e + i) * a.N;
-        const float *A = a.A + (e + i) * a.N, row = IS_CODES<State> ? a.rows[e + i] : 1.0f;
-        f32x16 all = set(0.0f);
-        int64_t n = 0;
-        for (; n + LANES <= a.N; n += LANES)
-            all = all + part<true>(state + n, A + n, B + n, C + n, a.cols + n, set(d[i]), set(dx[i]), row, LANES);
-        if (n < a.N)
-            all = all + part<false>(state + n, A + n, B + n, C + n, a.cols + n, set(d[i]), set(dx[i]), row, int(a.N - n));
-        sums[i] = sum(all);
-    }
-    in.finish(a, load(sums), s, e, count);
-}
 
 /* 2^x for x <= 0 within 2 ulp (Cephes' polynomial); it stops at 2^-126. */
 inline f32x16 exp2(f32x16 x) {
@@ -95,30 +73,84 @@ inline f32x16 exp2(f32x16 x) {
     return scale2(fma(p, r, set(1.0f)), n);
 }
 
-/* All tokens of a block of channels whose state s is [n][16], and A too, in units of log 2.  N is STATES if that is not 0. */
-template <int STATES, class X>
-void tokens(const Args<X>& a, int64_t first, int64_t e, int count, const float* A, float* memory) {
-    f32x16 registers[STATES ? STATES : 1];
-    const int64_t N = STATES ? STATES : a.N;
-    for (int n = 0; n < STATES; n++) registers[n] = load(memory + n * LANES);
-    for (int64_t row = first; row < first + a.tokens; row++) {
-        const Channels<X> in(a, row, e, count);
-        const f32x16 dx = in.d * in.x;
-        const float *B = a.B + row * a.B_stride, *C = a.C + row * a.C_stride;
-        f32x16 sums[2] = {set(0.0f), set(0.0f)};
-#pragma GCC unroll 16
-        for (int64_t n = 0; n < N; n++) {
-            f32x16 s = STATES ? registers[n] : load(memory + n * LANES);
-            s = fma(exp2(in.d * load(A + n * LANES)), s, dx * set(B[n]));
-            sums[n % 2] = fma(set(C[n]), s, sums[n % 2]);
-            if (STATES)
-                registers[n] = s;
-            else
-                store(memory + n * LANES, s);
-        }
-        in.finish(a, sums[0] + sums[1], row, e, count);
+/* One channel's step, lanes of n; d in units of log 2.  Returns C s. */
+template <bool WHOLE, class State>
+inline f32x16 part(State* s, const float* A, const float* B, const float* C, float d, float dx, int n) {
+    const f32x16 decay = exp2(set(d) * load_lanes<WHOLE>(A, n));
+    const f32x16 v = fma(decay, load_lanes<WHOLE>(s, n), set(dx) * load_lanes<WHOLE>(B, n));
+    store_state<WHOLE>(s, v, n);
+    return v * load_lanes<WHOLE>(C, n);
+}
+
+/* One token of up to RUN channels: in three passes, so that no channel waits for the long chain of its logarithm. */
+template <class X, class State>
+void step(const Args<X>& a, int64_t s, int64_t e, int count, float* scratch) {
+    float d[RUN], dx[RUN], sums[RUN] = {};
+    const float *B = a.B + s * a.B_stride, *C = a.C + s * a.C_stride;
+    for (int i = 0; i < count; i += LANES) {
+        prefetch(a.D + e + i), prefetch(a.dt_bias + e + i + RUN), prefetch(a.x_scale + e + i + RUN);
+        const Channels<X> in(a, s, e + i, lanes_at(i, count));
+        store(d + i, in.d * set(LOG2_E)), store(dx + i, in.d * in.x);
     }
-    for (int n = 0; n < STATES; n++) store(memory + n * LANES, registers[n]);
+    if (IS_CODES<State>) {
+        over(scratch, B, a.cols, a.N), times(scratch + a.N, C, a.cols, a.N), over(dx, dx, a.rows + e, count);
+        B = scratch, C = scratch + a.N;
+    }
+    for (int i = 0; i < count; i++) {
+        State* state = (State*)a.state + (s * a.E + e + i) * a.N;
+        const float* A = a.A + (e + i) * a.N;
+        prefetch(A + AHEAD * a.N), prefetch(state + AHEAD * a.N);
+        f32x16 all = set(0.0f);
+        int64_t n = 0;
+        for (; n + LANES <= a.N; n += LANES) all = all + part<true>(state + n, A + n, B + n, C + n, d[i], dx[i], LANES);
+        if (n < a.N) all = all + part<false>(state + n, A + n, B + n, C + n, d[i], dx[i], int(a.N - n));
+        sums[i] = sum(all);
+    }
+    if (IS_CODES<State>) times(sums, sums, a.rows + e, count);
+    for (int i = 0; i < count; i += LANES) Channels<X>::finish(a, load(sums + i), s, e + i, lanes_at(i, count));
+}
+
+/* Up to SLICE tokens, as one state element after the other meets them: what they need, and the sums that they get. */
+struct Slice {
+    float d[SLICE * LANES], dx[SLICE * LANES], sums[SLICE * LANES];
+};
+
+/* States n .. n + R of a block, [n][16] in memory as A is, through `count` tokens. */
+template <int R>
+inline void states(Slice& slice, int count, const float* A, float* memory, const float* B, int64_t B_stride,
+                   const float* C, int64_t C_stride) {
+    f32x16 s[R], a[R];
+    for (int i = 0; i < R; i++) s[i] = load(memory + i * LANES), a[i] = load(A + i * LANES);
+    for (int t = 0; t < count; t++) {
+        const f32x16 d = load(slice.d + t * LANES), dx = load(slice.dx + t * LANES);
+        f32x16 total = load(slice.sums + t * LANES);
+        for (int i = 0; i < R; i++) {
+            s[i] = fma(exp2(d * a[i]), s[i], dx * set(B[t * B_stride + i]));
+            total = fma(set(C[t * C_stride + i]), s[i], total);
+        }
+        store(slice.sums + t * LANES, total);
+    }
+    for (int i = 0; i < R; i++) store(memory + i * LANES, s[i]);
+}
+
+/* All tokens of a block of channels whose state is [n][16], and A too, in units of log 2. */
+template <class X>
+void tokens(const Args<X>& a, int64_t first, int64_t e, int lanes, const float* A, float* memory, Slice& slice) {
+    for (int64_t row = first; row < first + a.tokens; row += SLICE) {
+        const int count = int(least<int64_t>(SLICE, first + a.tokens - row));
+        for (int t = 0; t < count; t++) {
+            const Channels<X> in(a, row + t, e, lanes);
+            store(slice.d + t * LANES, in.d), store(slice.dx + t * LANES, in.d * in.x);
+            store(slice.sums + t * LANES, set(0.0f));
+        }
+        const float *B = a.B + row * a.B_stride, *C = a.C + row * a.C_stride;
+        for (int64_t n = 0, next; n < a.N; n = next) {
+            const auto some = n + GROUP <= a.N ? states<GROUP> : states<1>;
+            next = n + GROUP <= a.N ? n + GROUP : n + 1;
+            some(slice, count, A + n * LANES, memory + n * LANES, B + n, a.B_stride, C + n, a.C_stride);
+        }
+        for (int t = 0; t < count; t++) Channels<X>::finish(a, load(slice.sums + t * LANES), row + t, e, lanes);
+    }
 }
 
 template <class X, class State>
@@ -130,33 +162,36 @@ void block(const Args<X>& a, int64_t s, int64_t e, int count, float* scratch) {
         for (int i = 0; i < count; i++)
             for (int64_t n = 0; n < N; n += LANES) f(i, n, lanes_at(n, N));
     };
-    const auto scale = [&](int i, int64_t n, int k) { return IS_CODES<State> ? load(a.cols + n, k) * set(a.rows[e + i]) : set(1.0f); };
+    const auto scale = [&](int i, int64_t n, int k) { return load(a.cols + n, k) * set(a.rows[e + i]); };
     for (int64_t i = 0; i < LANES * width; i += LANES) store(rows + i, set(0.0f));
     lanes([&](int i, int64_t n, int k) { store(rows + i * width + n, load(a.A + (e + i) * N + n, k) * set(LOG2_E)); });
     transpose(rows, width, LANES, width, A, LANES);
-    lanes([&](int i, int64_t n, int k) { store(rows + i * width + n, load_state<false>(state + i * N + n, scale(i, n, k), k)); });
+    lanes([&](int i, int64_t n, int k) {
+        const f32x16 v = load(state + i * N + n, k);
+        store(rows + i * width + n, IS_CODES<State> ? v * scale(i, n, k) : v);
+    });
     transpose(rows, width, LANES, width, memory, LANES);
-    if (N == 16)
-        tokens<16>(a, s * a.tokens, e, count, A, memory);
-    else
-        tokens<0>(a, s * a.tokens, e, count, A, memory);
+    tokens(a, s * a.tokens, e, count, A, memory, *(Slice*)(memory + LANES * width));
     transpose(memory, LANES, width, LANES, rows, width);
     lanes([&](int i, int64_t n, int k) {
-        store_state<false>(state + i * N + n, load(rows + i * width + n), set(1.0f) / scale(i, n, k), k);
+        const f32x16 v = load(rows + i * width + n);
+        store_state<false>(state + i * N + n, IS_CODES<State> ? v * (set(1.0f) / scale(i, n, k)) : v, k);
     });
 }
 
-int64_t blocks(const Call& c) {
-    return whole(c.size[E]) / LANES;
+/* How many channels a chunk takes at a time. */
+int64_t width(const Call& c) {
+    return c.size[T] == 1 ? RUN : LANES;
 }
-
-/* 8 blocks of one token are about 1 us. */
+int64_t blocks(const Call& c) {
+    return (c.size[E] + width(c) - 1) / width(c);
+}
 Split split(const Call& c) {
-    return {c.size[S] * blocks(c), most<int64_t>(1, 8 / c.size[T]), c.threads};
+    return {c.size[S] * blocks(c), 1, c.threads};
 }
 
 Shape shape(const Call& c) {
-    return {{split(c).chunks()}, 0, size_t(3 * LANES * whole(c.size[N])) * sizeof(float)};
+    return {{split(c).chunks()}, 0, size_t(3 * LANES * whole(c.size[N])) * sizeof(float) + sizeof(Slice)};
 }
 
 template <class X, class State>
@@ -164,11 +199,12 @@ void scan_state(const Call& c, const Work& w) {
     const Args<X> a(c);
     const Split all = split(c);
     for (int64_t i = all.begin(w.chunk); i < all.end(w.chunk); i++) {
-        const int64_t s = i / blocks(c), e = i % blocks(c) * LANES;
+        const int64_t s = i / blocks(c), e = i % blocks(c) * width(c);
+        const int count = int(least(width(c), a.E - e));
         if (a.tokens == 1)
-            step<X, State>(a, s, e, lanes_at(e, a.E));
+            step<X, State>(a, s, e, count, (float*)w.scratch);
         else
-            block<X, State>(a, s, e, lanes_at(e, a.E), (float*)w.scratch);
+            block<X, State>(a, s, e, count, (float*)w.scratch);
     }
 }
 

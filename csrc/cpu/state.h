@@ -1,4 +1,9 @@
-/* A recurrent state as its buffer holds it: f32, f16, or int8 codes whose scale is a row's times a column's. */
+/* A recurrent state as its buffer holds it: f32, f16, or int8 codes whose scale is a row's times a column's.
+ *
+ * A decode step never multiplies codes by their scales: s[p][n] = r[p] c[n] w[p][n] obeys the same recurrence when B
+ * is B / c, C is C c and x is x / r; y is then r times too small.  So the inner loops are those of floats, with w
+ * for s.  A code can differ by one from that of s * (1 / (r c)), where the value is a few millionths of a step away
+ * from a tie. */
 #pragma once
 #include "call.h"
 #include "simd.h"
@@ -21,18 +26,10 @@ inline void store_lanes(T* p, f32x16 v, int n) {
     WHOLE ? store(p, v) : store(p, v, n);
 }
 
-/* Lanes of a state; only codes have a scale. */
+/* What a state holds, from and to floats; codes are in units of their scale. */
 template <bool WHOLE, class T>
-inline f32x16 load_state(const T* p, f32x16 scale, int n) {
-    const f32x16 v = load_lanes<WHOLE>(p, n);
-    return IS_CODES<T> ? v * scale : v;
-}
-
-/* Codes are rounded with 1 / row times 1 / column: that differs from 1 / (row column) by an ulp, and so a code by one where the value
- * is a few millionths of a step away from a tie. */
-template <bool WHOLE, class T>
-inline void store_state(T* p, f32x16 v, f32x16 reciprocal, int n) {
-    store_lanes<WHOLE>(p, IS_CODES<T> ? to_codes(v, reciprocal) : v, n);
+inline void store_state(T* p, f32x16 v, int n) {
+    store_lanes<WHOLE>(p, IS_CODES<T> ? min(max(v, set(-127.0f)), set(127.0f)) : v, n);
 }
 
 /* n values as floats, with zeros up to the next multiple of 16; codes have one scale each. */
@@ -46,11 +43,17 @@ inline void expand(float* out, const int8_t* in, const float* scale, int64_t n) 
     for (; i + LANES <= n; i += LANES) store(out + i, load(in + i) * load(scale + i));
     if (i < n) store(out + i, load(in + i, int(n - i)) * load(scale + i, int(n - i)));
 }
-/* 1 / in, with infinities up to the next multiple of 16. */
-inline void invert(float* out, const float* in, int64_t n) {
+/* out[i] = in[i] scale[i], or in[i] / scale[i]: into a state's units and back.  The reciprocal is that of to_codes. */
+inline void times(float* out, const float* in, const float* scale, int64_t n) {
     for (int64_t i = 0; i < n; i += LANES) {
         const int k = n - i < LANES ? int(n - i) : LANES;
-        store(out + i, set(1.0f) / load(in + i, k));
+        store(out + i, load(in + i, k) * load(scale + i, k), k);
+    }
+}
+inline void over(float* out, const float* in, const float* scale, int64_t n) {
+    for (int64_t i = 0; i < n; i += LANES) {
+        const int k = n - i < LANES ? int(n - i) : LANES;
+        store(out + i, load(in + i, k) * (set(1.0f) / load(scale + i, k)), k);
     }
 }
 

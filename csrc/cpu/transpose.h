@@ -1,5 +1,5 @@
-/* Transposing, four by four, with the vectors that gcc has on every CPU: 16 values take 4 loads, 8 shuffles and 4 stores, where
- * scalar code takes 16 loads and 16 stores. */
+/* Transposing, four by four, with the vectors that gcc has on every CPU: 16 values take 4 loads, 8 shuffles and 4
+ * stores, where scalar code takes 16 loads and 16 stores. */
 #pragma once
 #include <stdint.h>
 
