@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from quamba_edge.backends import cpu
 from quamba_edge.errors import BadSession, BadUsage, ForeignSession, Missing
 from quamba_edge.runtime import saved
 from quamba_edge.runtime.generate import generate
@@ -138,6 +139,25 @@ def test_a_list_shows_sessions_only_the_latest_first_and_remove_deletes_no_other
     with pytest.raises(BadSession, match="no saved session"):
         saved.remove(tmp_path / "other")
     assert (tmp_path / "other").exists()
+
+
+def test_another_backend_takes_it_over(model, tmp_path):
+    """The last logits are the saved ones; from there on it rounds its own way, and with itself it is bit-equal."""
+    if (why := cpu.why_not()) is not None:
+        pytest.skip(why)
+    native = load(model.bundle.path, "cpu")
+    session = held(model)
+    saved.save(session, tmp_path / "a.qsession")
+    other, twin = (saved.load(tmp_path / "a.qsession", native.engine) for _ in range(2))
+    assert (other.logits == session.logits).all()
+    expected, found = session.decode(5), other.decode(5)
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    assert (twin.decode(5) == found).all()
+    other.mark()
+    saved.save(other, tmp_path / "b.qsession")
+    again = saved.load(tmp_path / "b.qsession", native.engine)
+    assert (again.prefill(text(40)) == other.prefill(text(40))).all()
+    assert other.rewind(21) == 0 and (other.prefill(text(40)) == again.logits).all()
 
 
 def test_what_it_does_not_belong_to_refuses_it(model, tmp_path):
