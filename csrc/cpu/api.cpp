@@ -89,8 +89,7 @@ void quamba_plan_close(void* plan) {
     delete static_cast<Plan*>(plan);
 }
 
-/* Append an op with its arguments in the op's order.  0, or -1 for an unknown op, -2 for counts that are not its own, -3 for sizes
- * that its kernel does not do. */
+/* Append an op with its arguments in the op's order.  0, or -1 for an unknown op, -2 for counts that are not its own. */
 int quamba_plan_add(void* handle, const char* op, int arrays, void* const* pointers, const int64_t* strides, int sizes,
                     const int64_t* size, int scalars, const float* scalar, int state) {
     Plan* plan = static_cast<Plan*>(handle);
@@ -104,7 +103,6 @@ int quamba_plan_add(void* handle, const char* op, int arrays, void* const* point
     call.state = state, call.threads = plan->threads;
     plan->calls.push_back(call);
     const Shape shape = kernel->shape(plan->calls.back());
-    if (shape.chunks[0] < 0) return plan->calls.pop_back(), -3;
     for (int i = 0; i < MAX_STAGES && kernel->stage[i]; i++)
         if (shape.chunks[i]) plan->stages.push_back({kernel->stage[i], &plan->calls.back(), shape.chunks[i], false});
     plan->stages.back().last = true;

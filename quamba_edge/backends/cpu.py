@@ -176,8 +176,6 @@ class CpuBackend(HostBackend):
             (ctypes.c_float * len(scalars))(*scalars),
             STATE_DTYPES.index(state),
         )
-        if failed == -3:
-            raise Missing(f"{step.site}: the native {step.op.name} does not do {dict(step.sizes)}: use --backend reference")
         if failed:
             raise Missing(
                 f"{LIBRARY} has no {step.op.name} as this version calls it: build it again with `make native`"
