@@ -68,17 +68,20 @@ void by_tap(const Call& c, int64_t begin, int count, float* out) {
         for (int64_t w = 0; w < width; w++) out[w * BLOCK + i] = in[i * width + w];
 }
 
-/* One token of a block whose inputs are at from[w], and weights at weight[w][BLOCK]. */
+/* One token of a block whose inputs are at from[w], and weights at weight[w][BLOCK]: step by step for all lanes, because
+ * they wait for each other less than the steps of one vector do. */
 template <class Out, int WIDTH, bool WHOLE>
 inline void token(const Out& out, const float* const* from, const float* bias, const float* weight, int64_t width,
                   int64_t at, int count) {
-    for (int i = 0; i < (WHOLE ? BLOCK : count); i += LANES) {
-        const int n = WHOLE ? LANES : lanes_at(i, count);
-        f32x16 v = load_lanes<WHOLE>(bias + i, n);
-        for (int64_t w = 0; w < (WIDTH ? WIDTH : width); w++)
-            v = fma(load_lanes<WHOLE>(from[w] + i, n), load(weight + w * BLOCK + i), v);
-        out.template put<WHOLE>(at + i, i / LANES, silu(v), n);
-    }
+    const int vectors = WHOLE ? BLOCK / LANES : (count + LANES - 1) / LANES;
+    const auto lanes = [&](int j) { return WHOLE ? LANES : lanes_at(j * LANES, count); };
+    f32x16 v[BLOCK / LANES];
+    for (int j = 0; j < vectors; j++) v[j] = load_lanes<WHOLE>(bias + j * LANES, lanes(j));
+    for (int64_t w = 0; w < (WIDTH ? WIDTH : width); w++)
+        for (int j = 0; j < vectors; j++)
+            v[j] = fma(load_lanes<WHOLE>(from[w] + j * LANES, lanes(j)), load(weight + w * BLOCK + j * LANES), v[j]);
+    for (int j = 0; j < vectors; j++) v[j] = silu(v[j]);
+    for (int j = 0; j < vectors; j++) out.template put<WHOLE>(at + j * LANES, j, v[j], lanes(j));
 }
 
 /* All tokens of a block.  WIDTH is W, or 0 for one that only the call knows. */
