@@ -101,9 +101,8 @@ class Chat:
                 raise BadUsage(
                     "this bundle has no chat template, so it has no place for a system prompt: leave --system away"
                 )
-        if self.path is not None and self.path.exists():
-            system = self.talk.system
-            self.talk.load(self.path)
+        system = self.talk.system
+        if self.path is not None and self.talk.open(self.path):
             if system is not None and self.talk.turns and system != self.talk.system:
                 raise BadUsage(
                     f"{self.path} was begun with another system prompt: leave --system away, or name another file"

@@ -58,8 +58,7 @@ def run(
                 [{"role": "user", "content": prompt}]
             )  # a bundle without a template is refused, as without a session
         talk = Conversation(model, raw=not chat)
-        if session.exists():
-            talk.load(session)
+        talk.open(session)
         answer = talk.ask(prompt, sampling=sampling, max_tokens=max_tokens, stop=stop)
     for step in answer:
         steps.append(step)

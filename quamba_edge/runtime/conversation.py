@@ -62,7 +62,7 @@ class Conversation:
         self, text: str, *, sampling: Sampling | None = None, max_tokens: int = 256, stop: Sequence[str] = ()
     ) -> Iterator[Step]:
         """The answer, token by token.  Where it fails or is stopped before the first token, nothing has been asked."""
-        begin, unread = self.session.count, list(self._unread)
+        begin, unread = self._seen, list(self._unread)
         prompt, follows = self._prompt(text)
         common = 0
         if self.system and self.templated and self.prefixes is not None and not follows:
@@ -109,6 +109,8 @@ class Conversation:
 
     def save(self, path: Path) -> saved.Saved:
         """The session to `path`, and the words to `path`.json beside it: with them undo and retry work after `load`, too."""
+        if self.session.count != self._seen:
+            raise BadUsage("an interruption cost the session its state: ask something, so that the text is read again")
         if self._unread:  # so that the state alone is the whole conversation
             self.session.prefill(self._unread)
             self._unread, self._seen = [], self.session.count
@@ -118,6 +120,15 @@ class Conversation:
             os.fchmod(out.fileno(), 0o600)
             out.write(json.dumps(words, ensure_ascii=False).encode())
         return facts
+
+    def open(self, path: Path) -> bool:
+        """`load` it if it exists, which this says; BadUsage early if it could not be saved there."""
+        if not path.parent.is_dir():
+            raise BadUsage(f"there is no folder {path.parent} to keep {path.name} in: mkdir -p {path.parent}")
+        if path.exists():
+            self.load(path)
+            return True
+        return False
 
     def load(self, path: Path) -> None:
         """Go on from there, with nothing to read again.  Raises as saved.load, and then nothing has changed."""
@@ -138,9 +149,13 @@ class Conversation:
                 self._seen = self.session.count
                 yield step
         finally:
-            if not begun and self.session.count > self._seen:  # a part of the prompt was read
-                with suppress(BadUsage):  # with no snapshot and no text to go back by: `ask` reads what is known again
-                    self.session.rewind(self._seen)
+            if not begun:  # nothing was asked, though a part of the prompt may have been read
+                self._unread, self._seen = list(turn.unread), turn.begin
+                if self.session.count > turn.begin:
+                    with suppress(
+                        BadUsage
+                    ):  # with no snapshot and no text to go back by: `ask` reads what is known again
+                        self.session.rewind(turn.begin)
 
     def _prompt(self, text: str) -> tuple[Any, bool]:
         """What to give to `generate`, and whether it follows what the session has seen."""

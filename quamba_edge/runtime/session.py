@@ -31,7 +31,7 @@ class Session:
     def __init__(self, engine: Engine, keep: Keep = NOTHING):
         self.engine, self.keep = engine, keep
         self.seen, self.logits = Seen(), None  # type: Seen, np.ndarray | None
-        room = self.keep.room(state_bytes(engine.specs, 1, engine.state_dtype))
+        room = self.keep.room(state_bytes(engine.specs, 1, engine.state_dtype) + 4 * engine.vocab_size)
         self.snapshots = Ring(self.keep.every, room)
         self._parked: State | None = None  # the state, while another session runs; None: that before the first token
 

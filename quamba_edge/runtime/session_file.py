@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import stat
 import struct
 from io import BufferedReader
@@ -38,7 +39,7 @@ def header(metadata: dict[str, str], table: Table) -> bytes:
     places: dict[str, Any] = {"__metadata__": metadata}
     at = 0
     for name, code, shape in table:
-        size = int(np.prod(shape)) * NUMPY[code].itemsize
+        size = math.prod(shape) * NUMPY[code].itemsize
         places[name] = {"dtype": code, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(places, separators=(",", ":")).encode()
@@ -84,10 +85,17 @@ def read_header(path: Path, file: BufferedReader) -> tuple[dict[str, str], Table
             raise BadSession(f"{path} was written as {kind!r}, expected {FORMAT!r}: use the version that wrote it")
         if set(metadata) != FIELDS or kind != FORMAT or not all(isinstance(v, str) for v in metadata.values()):
             raise ValueError("other metadata")
-        if not metadata["count"].isdecimal() or len(metadata["link"]) != 64 or header(metadata, found)[8:] != text:
+        if not all(type(n) is int and n > 0 for _, _, shape in found for n in shape):
+            raise ValueError("sizes that are not natural numbers")
+        if (
+            not metadata["count"].isdecimal()
+            or len(metadata["count"]) != 16
+            or len(metadata["link"]) != 64
+            or header(metadata, found)[8:] != text
+        ):
             raise ValueError("a header that no writer makes")
         bytes.fromhex(metadata["link"])
-    except (BadBundle, ValueError, KeyError, TypeError, AttributeError):
+    except (BadBundle, ValueError, LookupError, TypeError, AttributeError):
         if b"quamba_edge session" in text:
             raise damaged(path, "its header cannot be read") from None
         raise BadSession(

@@ -26,9 +26,9 @@ class Keep:
     most: int = 32
     nbytes: int = 256 << 20
 
-    def room(self, state_bytes: int) -> int:
-        """Snapshots of that size which may be kept."""
-        return min(self.most, self.nbytes // max(1, state_bytes))
+    def room(self, size: int) -> int:
+        """Snapshots of that many bytes which may be kept."""
+        return min(self.most, self.nbytes // max(1, size))
 
 
 USUAL = Keep()  # of a conversation
@@ -90,5 +90,5 @@ class Ring:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the states kept."""
-        return sum(s.state.nbytes for s in self._kept.values())
+        """Memory of what is kept."""
+        return sum(s.state.nbytes + (s.logits.nbytes if s.logits is not None else 0) for s in self._kept.values())

@@ -111,6 +111,8 @@ def test_a_session_file_is_there_again_next_time(command, tmp_path):
     assert two["reused_tokens"] == one["session_tokens"] == two["prompt_tokens"] - two["prefilled_tokens"]
     other = piped(command, ["hi"], "--session", "tale.qsession", "--system", "be kind")
     assert other.returncode == 2 and "begun with another system prompt" in other.stderr
+    nowhere = piped(command, ["hi"], "--session", "none/tale.qsession")
+    assert nowhere.returncode == 2 and "mkdir -p none" in nowhere.stderr and nowhere.stdout == ""
     foreign = piped(command, ["hi"], "--session", "tale.qsession", "--state-dtype", "f32")
     assert foreign.returncode == 3 and "open the bundle with --state-dtype f16" in foreign.stderr
 

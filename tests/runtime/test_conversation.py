@@ -164,6 +164,31 @@ def test_an_interrupted_prompt_was_not_asked(model, monkeypatch, every):
     assert last.reused_tokens == 0 and whole(talk).count("user: ") == 2, "read again as a whole"
 
 
+@pytest.mark.parametrize("act", ["ask", "retry"])
+def test_an_answer_that_fails_before_it_begins_was_not_asked(model, act):
+    talk, wrong = Conversation(model), Sampling(logit_bias={10_000: 1.0})
+    say(talk.ask("hi", max_tokens=5))
+    before = whole(talk)
+    if act == "retry":
+        say(talk.ask("more", max_tokens=5))
+    with pytest.raises(BadUsage, match="logit_bias names token 10000"):
+        say(talk.retry(sampling=wrong) if act == "retry" else talk.ask("more", sampling=wrong))
+    assert whole(talk) == before and [t.question for t in talk.turns] == ["hi"]
+    straight = Conversation(model)
+    say(straight.ask("hi", max_tokens=5))
+    assert say(talk.ask("ho", max_tokens=5))[0] == say(straight.ask("ho", max_tokens=5))[0]
+
+
+def test_what_the_session_lost_is_not_saved(model, tmp_path):
+    talk = Conversation(model)
+    say(talk.ask("hi", max_tokens=5))
+    talk.session.reset()
+    with pytest.raises(BadUsage, match="cost the session its state"):
+        talk.save(tmp_path / "a.qsession")
+    say(talk.ask("ho", max_tokens=5))
+    assert talk.save(tmp_path / "a.qsession").tokens == talk.session.count
+
+
 def test_a_template_that_rewrites_earlier_turns_is_rendered_whole(tmp_path):
     """Only the last question is in its prompts: there is no text between two answers to read on with."""
     template = "{{ messages|length }}:{{ messages[-1].content }}>"

@@ -202,7 +202,7 @@ def test_the_ring_drops_regular_snapshots_first_and_then_the_oldest_turns() -> N
     ring = Ring(10, 3)
     for count, turn in ((5, True), (10, False), (15, True), (20, False)):
         ring.add(snapshot(count, turn))
-    assert ring.counts() == [20, 15, 5] and ring.nbytes == 30
+    assert ring.counts() == [20, 15, 5] and ring.nbytes == 3 * (10 + 4)
     ring.add(snapshot(25, True))
     ring.add(snapshot(30, True))
     assert ring.counts() == [30, 25, 15]

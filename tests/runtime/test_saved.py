@@ -5,9 +5,12 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quamba_edge.backends import cpu
 from quamba_edge.errors import BadSession, BadUsage, ForeignSession, Missing
@@ -195,6 +198,35 @@ def test_every_damaged_byte_is_seen(model, tmp_path):
         path.write_bytes(changed)
         with pytest.raises(BadSession, match=r"a\.qsession"):
             saved.load(path, model.engine)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+FIELD = st.sampled_from(
+    ["dtype", "shape", "data_offsets", "format", "count", "link", "digest", "family", "sha256", "tokens"]
+)
+
+
+@given(where=st.sampled_from(["whole", "__metadata__", "tokens", "logits"]), field=FIELD, value=JSON)
+def test_any_header_is_a_session_or_an_error_of_ours(model, where, field, value):
+    path = Path("f.qsession")
+    facts = saved.save(held(model, 3), path)
+    whole = path.read_bytes()
+    length = struct.unpack("<Q", whole[:8])[0]
+    table = json.loads(whole[8 : 8 + length])
+    if where == "whole":
+        table = value
+    else:
+        table[where][field] = value
+    text = json.dumps(table).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + length :])
+    for look in (saved.examine, lambda p: saved.load(p, model.engine)):
+        with pytest.raises(BadSession, match=r"f\.qsession"):
+            look(path)
+    assert facts.tokens == 3
 
 
 @pytest.mark.parametrize("length", [0, 7, 8, 100, 5000, -1])
