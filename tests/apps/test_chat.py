@@ -2,13 +2,10 @@
 
 import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -16,6 +13,7 @@ from quamba_edge.apps.terminal import CONTROLS
 from quamba_edge.runtime import saved
 from quamba_edge.runtime.model import load
 from tests.apps import tiny_bundle
+from tests.apps.screen import Screen
 
 ENDLESS = ["--max-tokens", "100000", "--logit-bias", "0=-100"]  # the model never says that it is done
 
@@ -197,46 +195,6 @@ def test_sigkill_leaves_the_session_that_was_saved(command, bundle, tmp_path):
     assert (tmp_path / "tale.qsession").read_bytes() == before
 
 
-class Screen:
-    """A process on a pseudo-terminal."""
-
-    def __init__(self, argv, env):
-        self.master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            argv, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True, preexec_fn=_own_terminal
-        )
-        os.close(slave)
-        self.shown = ""
-
-    def type(self, text):
-        os.write(self.master, text.encode())
-
-    def until(self, pattern, timeout=60.0):
-        """Everything up to the first place where the pattern fits, which is taken off."""
-        end = time.monotonic() + timeout
-        while not (found := re.search(pattern, self.shown)):
-            ready, _, _ = select.select([self.master], [], [], max(0, end - time.monotonic()))
-            assert ready, f"no {pattern!r} in {self.shown!r}"
-            try:
-                self.shown += os.read(self.master, 65536).decode(errors="replace")
-            except OSError:  # the other end is closed
-                assert re.search(pattern, self.shown), f"it ended, no {pattern!r} in {self.shown!r}"
-        before, self.shown = self.shown[: found.end()], self.shown[found.end() :]
-        return before
-
-    def ends(self):
-        code = self.process.wait(timeout=60)
-        os.close(self.master)
-        return code
-
-
-def _own_terminal():
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C, typed, is a signal
-
-
 @pytest.fixture
 def screen(command):
     opened = []
@@ -265,14 +223,9 @@ def test_ctrl_c_stops_the_answer_and_twice_at_the_prompt_leaves(screen):
     terminal.until("> ")
     terminal.type("half a li")
     terminal.until("half a li")
-    time.sleep(
-        0.5
-    )  # a signal between the prompt and Python's wait for a key is seen with the next key only: people are slower
-    terminal.type("\x03")
-    terminal.until("Ctrl-C again, or Ctrl-D, leaves")
+    terminal.interrupt(lambda: "Ctrl-C again, or Ctrl-D, leaves" in terminal.shown)
     terminal.until("> ")
-    time.sleep(0.5)
-    terminal.type("\x03")
+    terminal.interrupt(lambda: terminal.process.poll() is not None)
     assert terminal.ends() == 0
 
 
