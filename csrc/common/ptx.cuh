@@ -1,0 +1,98 @@
+/* Instructions that CUDA C++ has no name for, each as one function, with a body for the emulator.
+ *
+ * Fragments of mma.m16n8k32 (bytes) and m16n8k16 (halves), by lane = 4 * g + t:
+ *     a[0], a[1]   rows g, g + 8 of A, its 32-bit word t of the first half of k;  a[2], a[3]  the same, second half
+ *     b[0], b[1]   column g of B, word t of the first and of the second half of k
+ *     c[0], c[1]   row g, columns 2 t and 2 t + 1;  c[2], c[3]  row g + 8 */
+#pragma once
+#include "device.cuh"
+
+namespace quamba {
+
+#ifdef QUAMBA_EMU
+
+struct MmaOperands {
+    uint32_t a[4], b[2];
+};
+
+/* Calls multiply(i, word of A, word of B) for each result i of this lane and all eight words of k. */
+template <class F>
+inline void for_mma(const uint32_t (&a)[4], const uint32_t (&b)[2], F multiply) {
+    const auto all = emu::exchange(ALL, MmaOperands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+    const unsigned g = emu::self->lane / 4, t = emu::self->lane % 4;
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned k = 0; k < 8; k++) {
+            const unsigned column = 2 * t + (i & 1);
+            multiply(int(i), all[4 * g + k % 4].a[(i >> 1) + 2 * (k / 4)], all[4 * column + k % 4].b[k / 4]);
+        }
+}
+
+inline void mma(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    for_mma(a, b, [&](int i, uint32_t u, uint32_t v) { c[i] = __dp4a(int(u), int(v), c[i]); });
+}
+
+inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    for_mma(a, b, [&](int i, uint32_t u, uint32_t v) {
+        for (int h = 0; h < 2; h++)
+            c[i] += half_to_float({uint16_t(u >> 16 * h)}) * half_to_float({uint16_t(v >> 16 * h)});
+    });
+}
+
+/* a * b + c for two halves at once; rounded once, exactly, because floats hold products of halves. */
+inline uint32_t fma_half2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t out = 0;
+    for (int h = 0; h < 2; h++) {
+        const double v = double(half_to_float({uint16_t(a >> 16 * h)})) * half_to_float({uint16_t(b >> 16 * h)}) +
+                         half_to_float({uint16_t(c >> 16 * h)});
+        out |= uint32_t(float_to_half(float(v)).bits) << 16 * h;
+    }
+    return out;
+}
+
+inline uint4 load_once(const uint4* p) {
+    return *p;
+}
+
+inline uint32_t and_xor(uint32_t a, uint32_t mask, uint32_t other) {
+    return (a & mask) ^ other;
+}
+
+#else
+
+__device__ inline void mma(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ inline uint32_t fma_half2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t out;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+    return out;
+}
+
+/* (a & mask) ^ other in one instruction: left to itself the compiler makes two of it, each with a constant inside. */
+__device__ inline uint32_t and_xor(uint32_t a, uint32_t mask, uint32_t other) {
+    uint32_t out;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(out) : "r"(a), "r"(mask), "r"(other));
+    return out;
+}
+
+/* 16 bytes that nobody reads again: past the L1, which x and the scales need. */
+__device__ inline uint4 load_once(const uint4* p) {
+    uint4 v;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(p));
+    return v;
+}
+
+#endif
+
+}  // namespace quamba

@@ -1,0 +1,201 @@
+/* Runs single kernels that it is told to run: a program of its own, so that AddressSanitizer sees every byte it touches.
+ *
+ * On standard input come launches; on standard output goes, for each, a "!" and the buffers as the kernel left them
+ * (tests/cuda/emulator.py is the other end).  Every buffer is an allocation of exactly its size: one element beyond
+ * its end is an error.  Integers are little-endian:
+ *
+ *     u32 length, the kernel's name; u32 grid x y z, block x y z, shared bytes, reversed
+ *     u32 buffers, for each u64 size, bytes
+ *     u32 arguments, for each u32 kind (0 pointer, 1 int, 2 float), u32 buffer, u64 offset or bits */
+#include "emulator.h"
+
+#include <string>
+#include <vector>
+
+namespace quamba {
+namespace emu {
+
+Thread* self;
+dim3 block_index, block_size, grid_size;
+char* shared;
+
+namespace {
+
+Entry* entries;
+Thread* threads;
+unsigned count, arrived;
+uint64_t generation, progress;
+Fiber scheduler;
+const Entry* running;
+const Argument* arguments;
+
+void thread_entry() {
+    entered(self->fiber);
+    running->call(running->function, arguments);
+    self->done = true;
+    progressed();
+    switch_fiber(self->fiber, scheduler, true);
+}
+
+void run_block(bool reversed, char* memory) {
+    static std::vector<Warp> warps;
+    warps.assign((count + WARP - 1) / WARP, Warp());
+    arrived = 0;
+    for (unsigned i = 0; i < count; i++) {
+        Thread& t = threads[i];
+        t.index = {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
+        t.lane = i % WARP;
+        t.collectives = 0;
+        t.warp = &warps[i / WARP];
+        t.done = false;
+        prepare(t.fiber, memory + STACK * i, STACK, thread_entry);
+    }
+    for (unsigned left = count; left;) {
+        const uint64_t before = progress;
+        for (unsigned i = 0; i < count; i++) {
+            Thread& t = threads[reversed ? count - 1 - i : i];
+            if (t.done) continue;
+            self = &t;
+            switch_fiber(scheduler, t.fiber);
+            left -= t.done;
+        }
+        if (left && progress == before) fail("threads wait for others that have left or wait elsewhere");
+    }
+}
+
+void read(void* into, size_t bytes) {
+    if (fread(into, 1, bytes, stdin) != bytes) exit(0);  // the other end has gone
+}
+template <class T>
+T read() {
+    T value;
+    read(&value, sizeof value);
+    return value;
+}
+
+void serve_one(char* memory) {
+    std::string name(read<uint32_t>(), ' ');
+    read(&name[0], name.size());
+    grid_size = read<dim3>();
+    block_size = read<dim3>();
+    const uint32_t shared_bytes = read<uint32_t>(), reversed = read<uint32_t>();
+    std::vector<std::pair<char*, uint64_t>> buffers(read<uint32_t>());
+    for (auto& buffer : buffers) {
+        buffer.second = read<uint64_t>();
+        if (posix_memalign(reinterpret_cast<void**>(&buffer.first), 64, buffer.second)) fail("no memory");
+        read(buffer.first, buffer.second);
+    }
+    std::vector<Argument> given(read<uint32_t>());
+    for (Argument& a : given) {
+        a.kind = read<uint32_t>();
+        const uint32_t buffer = read<uint32_t>();
+        a.bits = read<uint64_t>();
+        if (a.kind == POINTER) a.bits += reinterpret_cast<uint64_t>(buffers.at(buffer).first);
+    }
+    running = entries;
+    while (running && name != running->name) running = running->next;
+    if (!running) fail(("there is no kernel " + name).c_str());
+    if (size_t(running->arity) != given.size()) fail((name + " takes another number of arguments").c_str());
+    count = block_size.x * block_size.y * block_size.z;
+    if (count == 0 || count > MOST_THREADS) fail("a block has 1 to 1024 threads");
+    arguments = given.data();
+    const uint64_t blocks = uint64_t(grid_size.x) * grid_size.y * grid_size.z;
+    for (uint64_t i = 0; i < blocks; i++) {
+        const uint64_t b = reversed ? blocks - 1 - i : i;
+        block_index = {unsigned(b % grid_size.x), unsigned(b / grid_size.x % grid_size.y),
+                       unsigned(b / grid_size.x / grid_size.y)};
+        if (posix_memalign(reinterpret_cast<void**>(&shared), 16, shared_bytes ? shared_bytes : 16)) fail("no memory");
+        memset(shared, 0xff, shared_bytes);  // NaN: shared memory is not zero at the start
+        run_block(reversed, memory);
+        free(shared);
+    }
+    fputc('!', stdout);
+    for (auto& buffer : buffers) {
+        fwrite(buffer.first, 1, buffer.second, stdout);
+        free(buffer.first);
+    }
+    fflush(stdout);
+}
+
+}  // namespace
+
+Entry::Entry(const char* n, void* f, int a, void (*c)(void*, const Argument*))
+    : name(n), function(f), arity(a), call(c), next(entries) {
+    entries = this;
+}
+
+void fail(const char* what) {
+    if (self && running)
+        fprintf(stderr, "%s, block (%u %u %u), thread (%u %u %u): ", running->name, block_index.x, block_index.y,
+                block_index.z, self->index.x, self->index.y, self->index.z);
+    fprintf(stderr, "%s\n", what);
+    _exit(1);
+}
+
+void yield() {
+    switch_fiber(self->fiber, scheduler);
+}
+
+void progressed() {
+    progress++;
+}
+
+void block_barrier() {
+    const uint64_t before = generation;
+    if (++arrived == count) {
+        arrived = 0;
+        generation++;
+        progressed();
+    } else {
+        while (generation == before) yield();
+    }
+}
+
+void serve() {
+    threads = new Thread[MOST_THREADS];
+    char* memory = stacks(STACK * MOST_THREADS);
+    if (!memory) fail("no memory for stacks");
+#if defined(__SANITIZE_ADDRESS__)
+    // The scheduler's stack is the process's; the sanitizer wants its bounds when it goes back there.
+    pthread_attr_t attributes;
+    void* bottom;
+    size_t size;
+    pthread_getattr_np(pthread_self(), &attributes);
+    pthread_attr_getstack(&attributes, &bottom, &size);
+    scheduler.stack = bottom;
+    scheduler.size = size;
+#endif
+    for (;;) serve_one(memory);
+}
+
+}  // namespace emu
+}  // namespace quamba
+
+#if defined(__x86_64__)
+asm(R"(
+.text
+.globl quamba_switch
+.type quamba_switch, @function
+quamba_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size quamba_switch, . - quamba_switch
+)");
+#endif
+
+int main() {
+    quamba::emu::serve();
+}
