@@ -103,9 +103,9 @@ class Chat:
                 )
         system = self.talk.system
         if self.path is not None and self.talk.open(self.path):
-            if system is not None and self.talk.turns and system != self.talk.system:
+            if system is not None and system != self.talk.system:
                 raise BadUsage(
-                    f"{self.path} was begun with another system prompt: leave --system away, or name another file"
+                    f"{self.path} was not begun with this system prompt: leave --system away, or name another file"
                 )
             self.commands.loaded(self.path)
 
@@ -145,6 +145,10 @@ class Chat:
         for note in self.store.notes:
             self.terminal.note(note)
         self.store.notes.clear()
+        self.keep()
+
+    def keep(self) -> None:
+        """The conversation as it is now, in its file."""
         if self.path is not None and self.talk.session.count:
             self.talk.save(self.path)
 

@@ -76,10 +76,11 @@ class Commands:
 
     def _undo(self, rest: str) -> None:
         turn = self.chat.talk.undo()
-        left = len(self.chat.talk.turns)
-        self.chat.terminal.note(
-            f"took back {turn.question!r}: {left} turns left, {self.chat.talk.session.count} tokens"
-        )
+        left, count = len(self.chat.talk.turns), self.chat.talk.session.count
+        lost = "" if count == turn.begin else "; what is left is read again with the next question"
+        self.chat.terminal.note(f"took back {turn.question!r}: {left} turns left, {turn.begin} tokens{lost}")
+        if not lost:
+            self.chat.keep()
 
     def _retry(self, rest: str) -> None:
         self.chat.answer(self.chat.talk.retry(**self.chat.how()))

@@ -87,22 +87,32 @@ class Conversation:
         if not self.turns:
             raise BadUsage("there is no answer to try again: ask something first")
         turn = self.turns[-1]
-        if not turn.asked <= self.session.count:
+        options: dict[str, Any] = {"sampling": sampling, "max_tokens": max_tokens, "stop": stop}
+        try:
+            self.session.rewind(turn.asked)
+        except BadUsage:  # the way back is not known, or the state was lost: the question is read again, too
             self.undo()
-            return self.ask(turn.question, sampling=sampling, max_tokens=max_tokens, stop=stop)
-        self.session.rewind(turn.asked)
+            return self.ask(turn.question, **options)
         self.turns.pop()
         turn.answer, self._unread, self._seen = "", [], turn.asked
-        options: dict[str, Any] = {"sampling": sampling, "max_tokens": max_tokens, "stop": stop}
         return self._answer(generate(self.model, [], session=self.session, follows=True, **options), turn)
 
     def undo(self) -> Turn:
-        """Take back the last question and its answer.  BadUsage where there is none, or where the way back is not known."""
+        """Take back the last question and its answer.
+
+        Where the session cannot go back that far, the words that are left are read again with the next question; BadUsage where
+        not all of those are known, either, or where there is nothing to undo.
+        """
         if not self.turns:
             raise BadUsage("there is nothing to undo")
         turn = self.turns[-1]
         if turn.begin <= self.session.count:
-            self.session.rewind(turn.begin)
+            try:
+                self.session.rewind(turn.begin)
+            except BadUsage:
+                if self.turns[0].begin:
+                    raise
+                self.session.reset()
         self.turns.pop()
         self._unread, self._seen = list(turn.unread), turn.begin
         return turn
@@ -134,7 +144,7 @@ class Conversation:
         """Go on from there, with nothing to read again.  Raises as saved.load, and then nothing has changed."""
         session = saved.load(path, self.model.engine)
         self.session, self._unread, self._seen = session, [], session.count
-        self.system, self.turns = _said(_words(path), session.seen.digest())
+        self.system, self.turns = _said(_words(path), session.seen.digest(), session.count)
 
     def _answer(self, steps: Iterator[Step], turn: Turn) -> Iterator[Step]:
         """The steps, while the turn and what is still unread follow them."""
@@ -149,12 +159,11 @@ class Conversation:
                 self._seen = self.session.count
                 yield step
         finally:
-            if not begun:  # nothing was asked, though a part of the prompt may have been read
+            if not begun:
+                # Nothing was asked, though a part of the prompt may have been read; without a way back, `ask` reads all again.
                 self._unread, self._seen = list(turn.unread), turn.begin
                 if self.session.count > turn.begin:
-                    with suppress(
-                        BadUsage
-                    ):  # with no snapshot and no text to go back by: `ask` reads what is known again
+                    with suppress(BadUsage):
                         self.session.rewind(turn.begin)
 
     def _prompt(self, text: str) -> tuple[Any, bool]:
@@ -187,12 +196,17 @@ def _words(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _said(path: Path, digest: str) -> tuple[str | None, list[Turn]]:
+def _said(path: Path, digest: str, count: int) -> tuple[str | None, list[Turn]]:
     """System prompt and turns of a saved conversation; nothing where the file is not there, or not of this session."""
     try:
         raw = json.loads(path.read_bytes())
-        if raw["digest"] != digest:
-            return None, []
-        return raw["system"], [Turn(**t) for t in raw["turns"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, []
+        turns = [Turn(**t) for t in raw["turns"]]
+        places = [n for t in turns for n in (t.begin, t.asked)] + [count]
+        words = [raw["system"] or "", *(w for t in turns for w in (t.question, t.answer))]
+        ids = [i for t in turns for i in t.unread]
+        if raw["digest"] == digest and all(type(n) is int for n in (*places, *ids)) and places == sorted(places):
+            if all(type(w) is str for w in words):
+                return raw["system"], turns
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # damaged, or not there
+    return None, []

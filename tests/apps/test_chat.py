@@ -108,7 +108,11 @@ def test_a_session_file_is_there_again_next_time(command, tmp_path):
     one, two = (json.loads(p.stdout.splitlines()[-1]) for p in (first, second))
     assert two["reused_tokens"] == one["session_tokens"] == two["prompt_tokens"] - two["prefilled_tokens"]
     other = piped(command, ["hi"], "--session", "tale.qsession", "--system", "be kind")
-    assert other.returncode == 2 and "begun with another system prompt" in other.stderr
+    assert other.returncode == 2 and "not begun with this system prompt" in other.stderr
+    undone = piped(command, ["/undo"], "--session", "tale.qsession")
+    assert "1 turns left" in undone.stderr
+    third = piped(command, ["more"], "--session", "tale.qsession", "--max-tokens", "5")
+    assert third.stdout.splitlines() == second.stdout.splitlines()[:-1] and "1 turns to undo" in third.stderr
     nowhere = piped(command, ["hi"], "--session", "none/tale.qsession")
     assert nowhere.returncode == 2 and "mkdir -p none" in nowhere.stderr and nowhere.stdout == ""
     foreign = piped(command, ["hi"], "--session", "tale.qsession", "--state-dtype", "f32")

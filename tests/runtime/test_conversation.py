@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from quamba_edge.errors import BadUsage
+from quamba_edge.runtime import saved
 from quamba_edge.runtime.conversation import Conversation
 from quamba_edge.runtime.model import load
 from quamba_edge.runtime.prefixes import Prefixes
@@ -99,15 +100,54 @@ def test_a_saved_conversation_goes_on_as_if_it_had_not_stopped(model, tmp_path, 
     assert path.with_name("a.qsession.json").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("words", [None, "no json", "[]", '{"digest": "of another session"}'])
-def test_without_its_words_a_session_still_goes_on(model, tmp_path, words):
+def test_a_long_conversation_without_a_way_back_is_read_again_from_its_words(model, tmp_path):
+    """After loading there is one snapshot, and of this text not all tokens are in the file."""
+    path, talk = tmp_path / "a.qsession", Conversation(model)
+    say(talk.ask("hello " * 800, max_tokens=3))
+    say(talk.ask("and then", max_tokens=5))
+    talk.save(path)
+    assert talk.session.count > saved.LAST
+    for act in ("undo", "retry"):
+        other = Conversation(model)
+        other.load(path)
+        if act == "undo":
+            assert other.undo().question == "and then" and other.session.count == 0 and len(other.turns) == 1
+            _, last = say(other.ask("and then", max_tokens=5))
+        else:
+            _, last = say(other.retry(max_tokens=5))
+        assert last.reused_tokens == 0 and len(other.turns) == 2
+        assert whole(other)[:4800] == whole(talk)[:4800]
+    path.with_name("a.qsession.json").unlink()
+    other.load(path)
+    say(other.ask("more", max_tokens=3))
+    other.session.snapshots.cut(-1)
+    with pytest.raises(BadUsage, match="are known, and no snapshot is that old"):
+        other.undo()
+    assert len(other.turns) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        None,
+        "no json",
+        "[]",
+        {"digest": "of another state of it"},
+        {"system": 5},
+        {"turns": [{"question": "hi"}]},
+        {"turns": [{"question": "hi", "answer": "", "begin": "0", "unread": [], "asked": 3}]},
+        {"turns": [{"question": "hi", "answer": "", "begin": 0, "unread": [], "asked": 10**9}]},
+    ],
+)
+def test_without_its_words_a_session_still_goes_on(model, tmp_path, change):
     path = tmp_path / "a.qsession"
     talk = Conversation(model)
     say(talk.ask("hi", max_tokens=5))
     talk.save(path)
     side = path.with_name("a.qsession.json")
-    assert json.loads(side.read_text())["turns"][0]["question"] == "hi"
-    side.unlink() if words is None else side.write_text(words)
+    words = json.loads(side.read_text())
+    assert words["turns"][0]["question"] == "hi"
+    side.unlink() if change is None else side.write_text(change if type(change) is str else json.dumps(words | change))
     other = Conversation(model)
     other.load(path)
     assert other.turns == [] and say(other.ask("and", max_tokens=5))[0] == say(talk.ask("and", max_tokens=5))[0]
