@@ -34,7 +34,7 @@ lint: $(VENV)/.test  ## ruff, mypy, docs/cli.md against the parser
 	$(BIN)/mypy quamba_edge
 	@$(REFERENCE) | diff docs/cli.md - || { echo "docs/cli.md is not what the command line says of itself: make docs"; exit 1; }
 
-native: $(VENV)/.pack  ## compile csrc/ where there is a compiler; one line and a slower run where there is none
+native: $(VENV)/.pack  ## compile csrc/ where there is a compiler, and the board's kernels; one line and a slower run where there is none
 	@$(BIN)/python setup.py -q build_native --build-lib=.
 
 bench: $(VENV)/.test  ## run every script in tests/bench; the last line of each is JSON
@@ -58,9 +58,9 @@ $(VENV)/.made:
 
 $(VENV)/.pack: $(VENV)/.made pyproject.toml setup.py constraints.txt
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch)
-	$(PIP) 'setuptools>=77' -e '.[pack]'
+	$(PIP) 'setuptools>=77' -e '.[pack,cubins]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.pack
-	$(PIP) -e '.[pack,test]'
+	$(PIP) -e '.[pack,cubins,test]'
 	@touch $@

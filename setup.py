@@ -10,6 +10,7 @@ without a compiler the numpy backend does everything, slower.  A compile that fa
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import Command, Distribution, setup
@@ -48,7 +49,10 @@ class build_native(Command):
             )
             return
         out = (ROOT if self.editable_mode else Path(self.build_lib).resolve()) / "quamba_edge" / "_native"
-        subprocess.run(["make", f"-j{os.cpu_count() or 1}", "-C", str(ROOT / "csrc"), "cpu", f"OUT={out}"], check=True)
+        make = ["make", f"-j{os.cpu_count() or 1}", "-C", str(ROOT / "csrc"), f"OUT={out}"]
+        subprocess.run([*make, "cpu"], check=True)
+        if (ROOT / "csrc" / "cubins.py").is_file():  # says itself when there is no compiler for boards
+            subprocess.run([*make, "cuda", f"PYTHON={sys.executable}"], check=True)
 
     def get_source_files(self) -> list[str]:
         return [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*")) if p.is_file()]
