@@ -193,6 +193,17 @@ def bench(args: argparse.Namespace) -> Outcome:
     return Outcome(result.to_json(), app.summary(result))
 
 
+def plan(args: argparse.Namespace) -> Outcome:
+    from quamba_edge.apps import plan as app
+
+    given = {"recipe": args.recipe, "sessions": args.sessions, "state_dtype": args.state_dtype}
+    if args.TARGET == "published":
+        plans = app.plan_published(args.device, **given)
+        return Outcome({"plans": [p.to_json() for p in plans]}, app.table(plans))
+    result = app.plan(args.TARGET, args.device, threads=args.threads, **given)
+    return Outcome(result.to_json(), app.text(result))
+
+
 def top(args: argparse.Namespace) -> Outcome:
     from quamba_edge.apps import top as app
 
@@ -389,6 +400,19 @@ VERBS = (
             BACKEND,
             STATE,
             THREADS,
+        ),
+    ),
+    Verb(
+        "plan",
+        "Predict whether a model fits a board, how fast it will be and what a token costs; from headers only.",
+        plan,
+        (
+            flag("TARGET", "", "a bundle, a checkpoint folder, a Hub name, a published model such as mamba2-2.7b, or `published` for all"),
+            flag("--device", "D", "orin-nano-8gb, orin-nano-4gb, orin-nx-16gb, orin-nx-8gb, agx-orin-64gb, agx-orin-32gb, or here, which measures", default="orin-nano-8gb"),
+            flag("--recipe", "R", "for what is not packed yet: w4a8, w4a16, w8a8, w16a16, or a JSON file (w4a8)", default="w4a8"),
+            flag("--sessions", "N", "conversations kept at the same time (1)", type=int, default=1),
+            STATE,
+            flag("--threads", "N", "for --device here: threads of the native backend", type=int),
         ),
     ),
     Verb(

@@ -1,0 +1,58 @@
+"""The outline of a bundle that is not packed yet is the manifest that packing writes."""
+
+from dataclasses import replace
+
+import pytest
+
+from quamba_edge.bundle import outline as app
+from quamba_edge.bundle.reader import Bundle
+from quamba_edge.errors import BadRecipe
+from quamba_edge.models import published
+from quamba_edge.quant.recipe import Recipe, shipped
+from tests.golden.make import HERE
+
+
+def plain(tensors):
+    return {n: (t.dtype, t.shape, t.layout) for n, t in tensors.items() if n != "tokenizer.json"}
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_it_is_what_packing_wrote(family):
+    with Bundle.open(HERE / f"{family}.qedge") as bundle:
+        made = bundle.manifest
+        outline = app.outline(family, bundle.config, Recipe.from_json(made.recipe))
+        assert outline.sites == made.sites and outline.rotate == made.rotate
+        assert plain(outline.tensors) == plain(made.tensors)
+        in_file = sum(e.nbytes for name, e in bundle.places.items() if name != "tokenizer.json")
+        assert app.weight_bytes(outline) == app.weight_bytes(made) == in_file
+
+
+@pytest.mark.parametrize("mode", ["w16a16", "w8a8", "w4a16", "w4a8"])
+@pytest.mark.parametrize("name", ["mamba-130m", "mamba2-8b"])
+def test_every_recipe_has_one_that_its_own_check_accepts(name, mode):
+    family, config = published.config(name)
+    app.outline(family, config, shipped(mode)).check()
+
+
+# Parameters, and bytes of a W4A8 file, as the authors of Quamba2 and the hub count them.
+@pytest.mark.parametrize(
+    "name, millions", [("mamba-130m", 129.1), ("mamba-2.8b", 2768.3), ("mamba2-130m", 129.0), ("mamba2-8b", 8237.0)]
+)
+def test_parameters_are_those_that_the_name_promises(name, millions):
+    assert app.parameters(*published.config(name)) == pytest.approx(millions * 1e6, rel=0.001)
+
+
+def test_published_names_are_known_with_and_without_their_owner():
+    assert published.config("state-spaces/mamba2-2.7b") == published.config("mamba2-2.7b")
+    assert published.config("mamba3-1b") is None
+    for name in published.NAMES:
+        family, config = published.config(name)
+        assert config.family == family
+
+
+def test_a_recipe_that_parts_what_the_model_ties_is_refused():
+    family, config = published.config("mamba2-130m")
+    recipe = shipped("w4a8")
+    parted = replace(recipe, sites={**recipe.sites, "head": replace(recipe.sites["head"], bits=4)})
+    with pytest.raises(BadRecipe, match="ties them"):
+        app.outline(family, config, parted)
