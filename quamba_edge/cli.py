@@ -167,22 +167,33 @@ def chat(args: argparse.Namespace) -> Outcome:
 
 
 def evaluate(args: argparse.Namespace) -> Outcome:
-    from quamba_edge.apps import evaluate as app
     from quamba_edge.apps.pack import Progress
 
+    names = ["backend", "state_dtype", "threads", "tokenizer"]
+    of_tasks = {n: getattr(args, n) for n in ("data", "limit", "seed", "fewshot")}
+    of_text = {n: getattr(args, n) for n in ("window", "limit_tokens")}
+    if (args.ppl is None) == (args.tasks is None):
+        raise BadUsage("eval measures either --ppl TEXT or --tasks A,B --data DIR: give one of them")
+    strange = of_tasks if args.ppl is not None else of_text
+    if any(v is not None for v in strange.values()):
+        given = "--ppl takes no" if args.ppl is not None else "--tasks takes no"
+        raise BadUsage(f"{given} {', '.join('--' + n.replace('_', '-') for n, v in strange.items() if v is not None)}")
+    common = {n: getattr(args, n) for n in names}
     with Progress() as progress:
-        result = app.evaluate(
-            args.TARGET,
-            args.ppl,
-            window=args.window,
-            limit_tokens=args.limit_tokens,
-            backend=args.backend,
-            state_dtype=args.state_dtype,
-            threads=args.threads,
-            tokenizer=args.tokenizer,
-            progress=progress,
-        )
-    return Outcome(asdict(result), app.summary(result))
+        if args.ppl is not None:
+            from quamba_edge.apps import evaluate as text_app
+
+            window = 1024 if args.window is None else args.window
+            result = text_app.evaluate(
+                args.TARGET, args.ppl, window=window, limit_tokens=args.limit_tokens, **common, progress=progress
+            )
+            return Outcome(asdict(result), text_app.summary(result))
+        from quamba_edge.apps import tasks as app
+
+        if args.data is None:
+            raise BadUsage("--tasks needs --data DIR, the folder with the tasks' files; docs/evaluation.md lists them")
+        found = app.evaluate(args.TARGET, args.tasks, **of_tasks, **common, progress=progress)
+    return Outcome(found, app.table(found))
 
 
 def bench(args: argparse.Namespace) -> Outcome:
@@ -375,13 +386,18 @@ VERBS = (
     ),
     Verb(
         "eval",
-        "Measure the perplexity of a bundle or a checkpoint on a text.",
+        "Measure a bundle or a checkpoint: its perplexity on a text, or its answers to zero-shot tasks.",
         evaluate,
         (
             flag("TARGET", "", "a bundle, a checkpoint folder, or a name on the Hugging Face Hub"),
-            flag("--ppl", "TEXT", "text file; cut into windows, the first token of each not scored", type=Path, required=True),
-            flag("--window", "W", "tokens in a window; each begins with an empty state (1024)", type=int, default=1024),
-            flag("--limit-tokens", "N", "use only the first N tokens of the text", type=int),
+            flag("--ppl", "TEXT", "text file; cut into windows, the first token of each not scored", type=Path),
+            flag("--window", "W", "for --ppl: tokens in a window; each begins with an empty state (1024)", type=int),
+            flag("--limit-tokens", "N", "for --ppl: use only the first N tokens of the text", type=int),
+            flag("--tasks", "A,B", "lambada, hellaswag, piqa, arc_easy, arc_challenge, winogrande, blimp, mmlu, or all"),
+            flag("--data", "DIR", "for --tasks: the folder with their files", type=Path),
+            flag("--limit", "N", "for --tasks: only the first N questions of each, and of each subtask", type=int),
+            flag("--seed", "S", "for --tasks: with --limit, N random questions instead of the first", type=int),
+            flag("--fewshot", "K", "for --tasks: worked examples before each question of mmlu (5)", type=int),
             flag("--tokenizer", "FILE", "tokenizer.json for a checkpoint that comes without one", type=Path),
             flag("--backend", "B", "for a bundle: auto, or a name, which never falls back"),
             flag("--state-dtype", "TYPE", "for a bundle: f16, f32 or i8 (f16)"),

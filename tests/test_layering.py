@@ -40,8 +40,8 @@ ORDER = (
     ("bundle*",),
     ("backends*",),
     ("runtime*",),
-    ("telemetry*", "profile*"),
-    ("", "apps*", "serve*", "cli", "doctor", "pack", "search", "__main__"),
+    ("telemetry*", "profile*", "tasks*"),
+    ("", "apps*", "serve*", "cli", "doctor", "pack", "search", "harness", "__main__"),
 )
 WORKSTATION = (
     "checkpoint*",
@@ -55,7 +55,7 @@ WORKSTATION = (
 )
 BOARD_AFTER_ALL = ("quant", "quant.recipe")  # plain data, and the package it lies in
 # Faces that reach over to the workstation side, inside the function that needs it.
-DOORS = ("", "apps.pack", "apps.evaluate", "apps.plan", "apps.search")
+DOORS = ("", "apps.pack", "apps.evaluate", "apps.tasks", "apps.plan", "apps.search")
 # To the right of its place, each with its reason.
 EXCEPTIONS = {
     ("quant.walk", "bundle.writer"): "the walk puts every finished layer on disk as a part of the bundle",
@@ -71,6 +71,7 @@ SPECIAL = {
     "uvicorn": "serve.*",
     "jtop": "telemetry.*",
     "pynvml": "telemetry.nvidia",
+    "lm_eval": "harness",
 }
 
 
