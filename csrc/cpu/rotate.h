@@ -35,12 +35,20 @@ inline void sylvester(float* v, int64_t n, int64_t p) {
         if (p > 8) a = butterfly<8>(a);
         store(v + i, a, k);
     }
-    for (int64_t half = LANES; half < p; half *= 2)
+    int64_t half = LANES;
+    for (; 2 * half < p; half *= 4)  // two levels at once, so that values are loaded and stored half as often
+        for (int64_t start = 0; start < n; start += 4 * half)
+            for (int64_t i = start; i < start + half; i += LANES) {
+                const f32x16 a = load(v + i), b = load(v + i + half), c = load(v + i + 2 * half), d = load(v + i + 3 * half);
+                const f32x16 e = a + b, f = a - b, g = c + d, h = c - d;
+                store(v + i, e + g), store(v + i + half, f + h);
+                store(v + i + 2 * half, e - g), store(v + i + 3 * half, f - h);
+            }
+    if (half < p)
         for (int64_t start = 0; start < n; start += 2 * half)
             for (int64_t i = start; i < start + half; i += LANES) {
                 const f32x16 low = load(v + i), high = load(v + i + half);
-                store(v + i, low + high);
-                store(v + i + half, low - high);
+                store(v + i, low + high), store(v + i + half, low - high);
             }
 }
 
