@@ -21,7 +21,7 @@ demo: $(VENV)/.pack native  ## pack the embedded story teller to 4 bits, compare
 test: lint native  ## style, types, command reference, and every quick test
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not arm64"
 
-test-all: lint native  ## the same, with the slow tests
+test-all: lint native $(VENV)/.browser  ## the same, with the slow tests; the page of the chat demo where there is a Chromium
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not arm64"
 
 test-arm64: $(VENV)/.test  ## the kernels compiled for aarch64 and run in an emulator: every op, both golden bundles
