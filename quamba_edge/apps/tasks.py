@@ -16,6 +16,7 @@ from quamba_edge.errors import BadCheckpoint, BadUsage
 from quamba_edge.runtime.session import Engine
 from quamba_edge.runtime.tokenizer import Tokenizer
 from quamba_edge.tasks import rows, run
+from quamba_edge.tasks.prompts import FEWSHOT
 from quamba_edge.tasks.reader import BLOCK, BundleReader, Reader
 
 table = run.table
@@ -40,6 +41,10 @@ def evaluate(
     `limit` questions of each (sub)task, the first ones or with a `seed` random ones.  BadText names a file that is missing.
     """
     names = rows.known(tasks)
+    if fewshot is not None and not set(names) & set(FEWSHOT):
+        raise BadUsage(f"--fewshot {fewshot} is for {', '.join(FEWSHOT)}: the other tasks show no worked examples")
+    if seed is not None and limit is None:
+        raise BadUsage("--seed chooses the questions of --limit: without it all are asked")
     asked = [run.ask(name, data, limit=limit, seed=seed, fewshot=fewshot) for name in names]
     with ExitStack() as stack:
         model = open_target(stack, target, backend, state_dtype, threads, tokenizer)

@@ -32,11 +32,9 @@ def questions(task: str, part: Part, fewshot: int | None = None) -> list[Questio
     """The questions of a part; `fewshot` examples before each where the task has any (BadUsage where it has none)."""
     shown = FEWSHOT.get(task, 0) if fewshot is None else fewshot
     if shown and task not in FEWSHOT:
-        raise BadUsage(
-            f"--fewshot {shown}: task {task} is asked without examples here; only {', '.join(FEWSHOT)} has some"
-        )
-    if not 0 <= shown <= max(len(part.examples), 0 if task in FEWSHOT else shown):
-        raise BadUsage(f"--fewshot {shown}: task {task} has {len(part.examples)} examples for {part.name}")
+        raise BadUsage(f"task {task} has no worked examples to show; only {', '.join(FEWSHOT)} has some")
+    if not 0 <= shown <= len(part.examples) and task in FEWSHOT:
+        raise BadUsage(f"task {task} has {len(part.examples)} examples for {part.name}: {shown} cannot be shown")
     made = []
     for i, row in enumerate(part.rows, 1):
         try:
@@ -76,17 +74,17 @@ def _without_brackets(text: str) -> str:
 
 
 def _piqa(row: Row) -> Question:
-    return _after(row["query"] + "Answer:", row["choices"], row["gold"])  # the query ends with a line break
+    return _after(row["query"] + "Answer:", row["choices"], int(row["gold"]))  # the query ends with a line break
 
 
 def _arc(row: Row) -> Question:
-    return _after(row["query"] + "\nAnswer:", row["choices"], row["gold"])
+    return _after(row["query"] + "\nAnswer:", row["choices"], int(row["gold"]))
 
 
 def _winogrande(row: Row) -> Question:
     # Partial scoring: the sentence up to and with each name is the context, its end the same continuation for both.
     options = row["context_options"]
-    return Question(tuple((o, " " + row["continuation"]) for o in options), row["gold"], tuple(options))
+    return Question(tuple((o, " " + row["continuation"]) for o in options), int(row["gold"]), tuple(options))
 
 
 def _blimp(row: Row) -> Question:

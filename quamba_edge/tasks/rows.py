@@ -10,6 +10,7 @@ mmlu/test/SUBJECT_test.csv, mmlu/dev/SUBJECT_dev.csv  question, choice0 .. choic
 from __future__ import annotations
 
 import csv
+import io
 import json
 import random
 from collections.abc import Mapping
@@ -96,12 +97,15 @@ def load(task: str, folder: Path, limit: int | None = None, seed: int | None = N
 def read(path: Path, fields: tuple[str, ...]) -> list[Row]:
     """Rows of a .jsonl or .csv file, each with at least these fields."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows: list[Any] = list(csv.DictReader(file)) if path.suffix == ".csv" else _json(path, file)
+        text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise BadText(f"{path} is not there; expected rows with {', '.join(fields)}") from None
     except UnicodeDecodeError as e:
         raise BadText(f"{path}: no UTF-8 text at byte {e.start}; convert it first") from None
+    # csv needs the line breaks inside quotes; JSON lines end at \n alone, not at the other breaks that splitlines knows.
+    rows = (
+        list(csv.DictReader(io.StringIO(text, newline=""))) if path.suffix == ".csv" else _json(path, text.split("\n"))
+    )
     for i, row in enumerate(rows, 1):
         lacking = [f for f in fields if not isinstance(row, dict) or row.get(f) is None]
         if lacking:
@@ -111,7 +115,7 @@ def read(path: Path, fields: tuple[str, ...]) -> list[Row]:
     return rows
 
 
-def _json(path: Path, lines: Any) -> list[Any]:
+def _json(path: Path, lines: list[str]) -> list[Any]:
     rows = []
     for i, line in enumerate(lines, 1):
         try:

@@ -37,7 +37,10 @@ class Asked:
 def ask(
     task: str, folder: Path, *, limit: int | None = None, seed: int | None = None, fewshot: int | None = None
 ) -> Asked:
-    """Read a task's files; nothing is computed yet, so that a missing file is found before the first hour of work."""
+    """Read a task's files; nothing is computed yet, so that a missing file is found before the first hour of work.
+
+    `fewshot` is for the tasks that show worked examples; the others show none.
+    """
     parts = rows.load(task, folder, limit, seed)
     shown = prompts.FEWSHOT.get(task, 0) if fewshot is None or task not in prompts.FEWSHOT else fewshot
     return Asked(task, {p.name: prompts.questions(task, p, shown) for p in parts}, shown)
