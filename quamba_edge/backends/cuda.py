@@ -1,0 +1,209 @@
+"""The driver half of the CUDA backend: pycuda for context, memory and launches, libcuda itself for graphs, which pycuda has not.
+
+Not yet run on a GPU: what the backend asks of a device is tested with another one (tests/cuda/test_backend.py), these calls are not.
+Kernels are cubins for exactly this GPU's architecture, looked at before the driver sees them (backends/cubin.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quamba_edge.backends import cubin
+from quamba_edge.backends.cuda_plan import Address, CudaBackend
+from quamba_edge.backends.launch import Launch
+from quamba_edge.errors import BadUsage, Missing
+
+CUBINS = Path(__file__).resolve().parents[1] / "_native"
+STAGE = 16 << 20  # bytes of each pinned buffer that weights go through
+COMPUTE_MAJOR, COMPUTE_MINOR = 75, 76  # CUdevice_attribute
+THREAD_LOCAL = 1  # CUstreamCaptureMode
+_pointer = ctypes.c_void_p
+
+
+def why_not() -> str | None:
+    """Why this machine cannot run the kernels, or None."""
+    try:
+        native = _driver()
+    except OSError:
+        return "no CUDA driver (libcuda.so.1) on this machine: use --backend cpu"
+    try:
+        version, sm = _machine(native)
+    except Missing as e:
+        return str(e)
+    if reason := unusable(CUBINS / f"sm_{sm}", version, sm):
+        return reason
+    return None if find_spec("pycuda") else "pycuda is not installed: pip install 'quamba-edge[cuda]'"
+
+
+def make(threads: int | None = None) -> CudaBackend:
+    if threads is not None:
+        raise BadUsage("--threads is for the cpu backend: leave it out with cuda")
+    return CudaBackend(PycudaDevice)
+
+
+def unusable(folder: Path, driver: tuple[int, int], sm: int) -> str | None:
+    """Why the cubins of a folder are none for a driver of that CUDA version and a GPU of that architecture, and the remedy."""
+    remedy = f"make -C csrc cuda ARCHS={sm}"
+    try:
+        files = json.loads((folder / "cubins.json").read_text())["files"]
+        for stem, file in files.items():
+            data = (folder / f"{stem}.cubin").read_bytes()
+            if hashlib.sha256(data).hexdigest() != file["sha256"]:
+                return f"{folder / stem}.cubin is not the file that was built: {remedy}"
+            if reason := cubin.refused(cubin.parse(data), driver, sm):
+                return f"{folder / stem}.cubin: {reason}"
+    except OSError as e:
+        return f"no kernels for sm_{sm} ({e.filename} is missing): {remedy}"
+    except (ValueError, KeyError) as e:
+        return f"the kernels in {folder} cannot be read ({e}): {remedy}"
+    return None
+
+
+@cache
+def _driver() -> ctypes.CDLL:
+    native = ctypes.CDLL("libcuda.so.1")
+    for name, arguments in {
+        "cuInit": [ctypes.c_uint],
+        "cuDriverGetVersion": [ctypes.POINTER(ctypes.c_int)],
+        "cuDeviceGet": [ctypes.POINTER(ctypes.c_int), ctypes.c_int],
+        "cuDeviceGetAttribute": [ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.c_int],
+        "cuGetErrorName": [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)],
+        "cuStreamBeginCapture_v2": [_pointer, ctypes.c_int],
+        "cuStreamEndCapture": [_pointer, ctypes.POINTER(_pointer)],
+        "cuGraphInstantiateWithFlags": [ctypes.POINTER(_pointer), _pointer, ctypes.c_ulonglong],
+        "cuGraphDestroy": [_pointer],
+        "cuGraphLaunch": [_pointer, _pointer],
+    }.items():
+        getattr(native, name).argtypes, getattr(native, name).restype = arguments, ctypes.c_int
+    return native
+
+
+def _checked(native: Any, status: int, what: str) -> None:
+    if status:
+        name = ctypes.c_char_p()
+        native.cuGetErrorName(status, ctypes.byref(name))
+        raise Missing(f"{what}: {(name.value or b'?').decode()}: `quamba-edge doctor` looks for the cause")
+
+
+def _machine(native: Any) -> tuple[tuple[int, int], int]:
+    """((major, minor) of the driver's CUDA, architecture of the first GPU)."""
+    _checked(native, native.cuInit(0), "the CUDA driver does not start")
+    version, device, major, minor = (ctypes.c_int() for _ in range(4))
+    _checked(native, native.cuDriverGetVersion(ctypes.byref(version)), "the CUDA driver")
+    _checked(native, native.cuDeviceGet(ctypes.byref(device), 0), "no GPU")
+    for value, attribute in ((major, COMPUTE_MAJOR), (minor, COMPUTE_MINOR)):
+        _checked(native, native.cuDeviceGetAttribute(ctypes.byref(value), attribute, device), "the GPU")
+    return (version.value // 1000, version.value % 1000 // 10), 10 * major.value + minor.value
+
+
+class PycudaMemory:
+    """Device memory as pycuda holds it; free it on the thread that made it."""
+
+    def __init__(self, allocation: Any):
+        self.allocation, self.address = allocation, int(allocation)
+
+
+class PycudaDevice:
+    """The first GPU.  See cuda_plan.Device."""
+
+    def __init__(self) -> None:
+        import pycuda.driver as cuda
+
+        self.cuda, self.native = cuda, _driver()
+        cuda.init()
+        gpu = cuda.Device(0)
+        self.context = gpu.retain_primary_context()
+        self.context.push()
+        self.integrated = bool(gpu.get_attribute(cuda.device_attribute.INTEGRATED))
+        self.stream = cuda.Stream(1)  # 1: does not wait for the default stream
+        self.marks = cuda.Event(), cuda.Event()
+        major, minor = gpu.compute_capability()
+        folder = CUBINS / f"sm_{major}{minor}"
+        files = json.loads((folder / "cubins.json").read_text())["files"]
+        self.modules = {
+            name: cuda.module_from_buffer(data)
+            for stem, file in files.items()
+            for data in [(folder / f"{stem}.cubin").read_bytes()]
+            for name in file["kernels"]
+        }
+        self.functions: dict[str, Any] = {}
+        self.allowed: dict[str, int] = {}  # shared memory that a function was told of
+        self.staging = [cuda.pagelocked_empty(STAGE, np.uint8) for _ in range(2)]
+
+    def alloc(self, nbytes: int) -> PycudaMemory:
+        try:
+            memory = PycudaMemory(self.cuda.mem_alloc(nbytes))
+        except self.cuda.MemoryError:
+            raise MemoryError from None
+        self.cuda.memset_d8(memory.address, 0, nbytes)
+        return memory
+
+    def free_bytes(self) -> int:
+        """Of a board that shares its memory, what Linux could give: the driver's own figure leaves out what can be reclaimed."""
+        if self.integrated:
+            lines = Path("/proc/meminfo").read_text().splitlines()
+            return next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+        return self.cuda.mem_get_info()[0]
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        """Through two pinned buffers in turns: one is filled while the other is copied."""
+        raw = array.reshape(-1).view(np.uint8)
+        copied = [self.cuda.Event(), self.cuda.Event()]
+        for i, start in enumerate(range(0, raw.nbytes, STAGE)):
+            part, stage = raw[start : start + STAGE], self.staging[i % 2]
+            if i > 1:
+                copied[i % 2].synchronize()
+            stage[: part.nbytes] = part
+            self.cuda.memcpy_htod_async(address + start, stage[: part.nbytes], self.stream)
+            copied[i % 2].record(self.stream)
+        self.stream.synchronize()
+
+    def download(self, address: int, array: np.ndarray) -> None:
+        self.stream.synchronize()
+        self.cuda.memcpy_dtoh(array, address)
+
+    def launch(self, what: Launch, arguments: list[object]) -> None:
+        formats = "".join("P" if isinstance(a, Address) else "f" if isinstance(a, float) else "i" for a in arguments)
+        function = self.functions.get(what.kernel)
+        if function is None:
+            function = self.functions[what.kernel] = self.modules[what.kernel].get_function(what.kernel)
+            function.prepare(formats)
+        if what.shared > max(48 << 10, self.allowed.get(what.kernel, 0)):
+            function.set_attribute(self.cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, what.shared)
+            self.allowed[what.kernel] = what.shared
+        block = (what.block, 1, 1)
+        function.prepared_async_call(what.grid, block, self.stream, *arguments, shared_size=what.shared)
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        native, graph, runnable = self.native, _pointer(), _pointer()
+        _checked(native, native.cuStreamBeginCapture_v2(self.stream.handle, THREAD_LOCAL), "capture")
+        try:
+            work()
+        finally:
+            status = native.cuStreamEndCapture(self.stream.handle, ctypes.byref(graph))
+        _checked(native, status, "capture")
+        _checked(native, native.cuGraphInstantiateWithFlags(ctypes.byref(runnable), graph, 0), "graph")
+        native.cuGraphDestroy(graph)
+        return runnable
+
+    def replay(self, graph: Any) -> None:
+        _checked(self.native, self.native.cuGraphLaunch(graph, self.stream.handle), "graph launch")
+
+    def mark(self, end: bool) -> None:
+        self.marks[end].record(self.stream)
+
+    def seconds(self) -> float:
+        self.marks[1].synchronize()
+        return self.marks[1].time_since(self.marks[0]) / 1000
+
+    def sync(self) -> None:
+        self.stream.synchronize()

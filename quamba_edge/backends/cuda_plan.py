@@ -1,0 +1,261 @@
+"""The CUDA backend above the driver: memory, weights in segments, one graph for each recorded program.
+
+What touches the driver is a `Device` (backends/cuda.py has the one for pycuda; the tests have one that runs the kernels on the CPU), so that
+the order of calls, graph capture and what a failed load leaves behind are tested without a GPU.  A context belongs to one thread: all
+calls of a device are made on a thread of this backend's own.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from quamba_edge.backends import launch
+from quamba_edge.backends.base import Backend, Block, Weights, check
+from quamba_edge.backends.launch import Launch
+from quamba_edge.errors import Missing
+from quamba_edge.layouts import DTYPES
+from quamba_edge.ops.numerics import shape_of
+from quamba_edge.ops.op import Arg
+from quamba_edge.ops.program import Program, Ref, Step
+
+SEGMENT = (
+    256 << 20
+)  # some Tegra drivers refuse large allocations while much is free (L4T 36.4.7); a tensor is never split
+ALIGNED = 256  # bytes
+KEPT_FREE = 400 << 20  # what the rest of a board that shares its memory needs not to swap
+
+T = TypeVar("T")
+
+
+class Device(Protocol):
+    """One GPU, one context, one stream.  Every method is called on the same thread."""
+
+    def alloc(self, nbytes: int) -> Any:
+        """Zeroed device memory with an int `address`, freed with the object; MemoryError if there is not enough."""
+
+    def free_bytes(self) -> int:
+        """What may still be allocated."""
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        """Copy a C-order array; done when it returns."""
+
+    def download(self, address: int, array: np.ndarray) -> None:
+        """Fill an array, after everything that was launched."""
+
+    def launch(self, what: Launch, arguments: list[object]) -> None:
+        """Start a kernel.  Pointers are ints that come as `Address`."""
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """The launches of `work`, not run, as a graph."""
+
+    def replay(self, graph: Any) -> None:
+        """Start a graph."""
+
+    def mark(self, end: bool) -> None:
+        """Note the time when the stream comes here, as the beginning or the end of a run."""
+
+    def seconds(self) -> float:
+        """Between the last two marks, waiting for the second."""
+
+    def sync(self) -> None:
+        """Wait for everything."""
+
+
+class Memory:
+    """Device memory, freed on the device's thread wherever the last reference to it goes."""
+
+    def __init__(self, thread: ThreadPoolExecutor, raw: Any):
+        self.address: int = raw.address
+        weakref.finalize(self, _free, thread, [raw]).atexit = False
+
+
+def _free(thread: ThreadPoolExecutor, raw: list[Any]) -> None:
+    try:
+        thread.submit(raw.clear)
+    except RuntimeError:
+        pass  # the interpreter ends, and the driver takes everything back
+
+
+class Address(int):
+    """A pointer among a kernel's arguments."""
+
+
+@dataclass
+class Recorded:
+    """A program with everything bound; `graph` is made at the second run, when every kernel has been loaded by the first."""
+
+    calls: list[tuple[Launch, list[object]]]
+    keeps: list[Any]
+    runs: int = 0
+    graph: Any = None
+
+
+@dataclass
+class Resident:
+    """A bundle's weights on the device: name to address, and the segments that hold them."""
+
+    places: dict[str, int] = field(default_factory=dict)
+    segments: list[Any] = field(default_factory=list)
+
+
+class CudaBackend(Backend):
+    """`open_device` is called once, on the backend's thread."""
+
+    name = "cuda"
+
+    def __init__(self, open_device: Callable[[], Device]):
+        self._thread = ThreadPoolExecutor(1, "cuda")
+        self.device = self._do(open_device)
+        self._resident: weakref.WeakKeyDictionary[Any, Resident] = weakref.WeakKeyDictionary()
+
+    def _do(self, work: Callable[..., T], *arguments: Any) -> T:
+        return self._thread.submit(work, *arguments).result()
+
+    def alloc(self, shape: tuple[int, ...], dtype: str) -> Block:
+        size = Block(None, tuple(shape), dtype).nbytes
+        return Block(self._do(self._alloc, max(size, 1)), tuple(shape), dtype)
+
+    def _alloc(self, nbytes: int) -> Memory:
+        return Memory(self._thread, self.device.alloc(nbytes))
+
+    def upload(self, block: Block, array: np.ndarray) -> None:
+        assert array.shape == block.shape and array.dtype == DTYPES[block.dtype], (
+            f"{array.shape} {array.dtype} into {block.shape} {block.dtype}"
+        )
+        self._do(self.device.upload, block.memory.address, np.ascontiguousarray(array))
+
+    def download(self, block: Block) -> np.ndarray:
+        array = np.empty(block.shape, DTYPES[block.dtype])
+        self._do(self.device.download, block.memory.address, array)
+        return array
+
+    def record(
+        self, program: Program, weights: Weights, buffers: Mapping[str, Block], states: Mapping[str, Block]
+    ) -> Recorded:
+        check(program, weights, states)
+        memory = {("buffer", n): b for n, b in buffers.items()} | {("state", n): b for n, b in states.items()}
+        what = [launch.launch(step.op, step.sizes, _state_of(step, memory)) for step in program.steps]  # or Missing
+        names = {ref.name for step in program.steps for ref in step.args.values() if ref.kind == "weight"}
+        places = self._do(self._load, weights, sorted(names))
+        bound = [_arguments(step, places, memory) for step in program.steps]
+        return Recorded(list(zip(what, bound, strict=True)), [weights, memory])
+
+    def _load(self, weights: Weights, names: list[str]) -> dict[str, int]:
+        """Addresses of all these tensors; those that are not on the device yet are brought there, or none of them."""
+        resident = self._resident.get(weights, Resident())
+        absent = [n for n in names if n not in resident.places]
+        need = sum(_room(weights.tensor(n)) for n in absent)
+        free = self.device.free_bytes()
+        if need > free - KEPT_FREE:
+            raise Missing(
+                f"the weights need {need / 1e9:.2f} GB of GPU memory, {max(0, free - KEPT_FREE) / 1e9:.2f} GB can be had: close "
+                "other programs (a desktop holds up to 0.9 GB), or pack with fewer bits"
+            )
+        segments = _segments([(n, _room(weights.tensor(n))) for n in absent])
+        try:  # memory first, so that a failure comes before any reading
+            memory = [self._alloc(sum(size for _, size in segment)) for segment in segments]
+        except MemoryError:
+            raise Missing(
+                f"the GPU has no {need / 1e9:.2f} GB in pieces of {SEGMENT >> 20} MB although {free / 1e9:.2f} are free: restart the "
+                "board, or update it if it is L4T 36.4.7 (`quamba-edge doctor`)"
+            ) from None
+        placed = {}
+        for block, segment in zip(memory, segments, strict=True):
+            address = block.address
+            for name, size in segment:
+                self.device.upload(address, weights.tensor(name))
+                _forget(weights.tensor(name))
+                placed[name] = address
+                address += size
+        resident.places |= placed
+        resident.segments += memory
+        self._resident[weights] = resident
+        return resident.places
+
+    def run(self, recorded: Recorded) -> None:
+        self._do(self._run, recorded)
+
+    def _run(self, recorded: Recorded) -> None:
+        def launches() -> None:
+            for what, arguments in recorded.calls:
+                self.device.launch(what, arguments)
+
+        if recorded.runs == 1:
+            recorded.graph = self.device.capture(launches)
+        self.device.mark(False)
+        launches() if recorded.graph is None else self.device.replay(recorded.graph)
+        self.device.mark(True)
+        recorded.runs += 1
+
+    def sync(self) -> None:
+        self._do(self.device.sync)
+
+    def elapsed(self) -> float:
+        return self._do(self.device.seconds)
+
+
+def _forget(array: np.ndarray) -> None:
+    """Let go of the pages of a mapped file that reading the array brought in: a board has no memory for them and the copy."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    base = base.obj if isinstance(base, memoryview) else base
+    if isinstance(base, mmap.mmap):
+        start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+        whole = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # pages that hold a neighbour's bytes too stay
+        length = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - whole
+        if length > 0:
+            base.madvise(mmap.MADV_DONTNEED, whole, length)
+
+
+def _room(array: np.ndarray) -> int:
+    return -(-array.nbytes // ALIGNED) * ALIGNED
+
+
+def _segments(sizes: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
+    """In order, as many in a segment as fit; a larger tensor has one of its own."""
+    found: list[list[tuple[str, int]]] = []
+    used = SEGMENT
+    for name, size in sizes:
+        if used + size > SEGMENT:
+            found.append([])
+            used = 0
+        found[-1].append((name, size))
+        used += size
+    return found
+
+
+def _state_of(step: Step, memory: Mapping[tuple[str, str], Block]) -> str:
+    refs = (step.args[a.name] for a in step.op.arrays if a.dtype == "state")
+    return next((memory[r.kind, r.name].dtype for r in refs), "f32")
+
+
+def _arguments(step: Step, places: Mapping[str, int], memory: Mapping[tuple[str, str], Block]) -> list[object]:
+    pointers, strides = [], []
+    for arg in step.op.arrays:
+        ref, width = step.args[arg.name], shape_of(arg, step.sizes)[-1]
+        if ref.kind == "weight":
+            address, stride = places[ref.name], width
+        else:
+            address, stride = _part(memory[ref.kind, ref.name], ref, arg, width)
+        pointers.append(Address(address))
+        strides.append(stride)
+    return launch.arguments(step.op, pointers, strides, step.sizes, step.scalars)
+
+
+def _part(block: Block, ref: Ref, arg: Arg, width: int) -> tuple[int, int]:
+    """(address, row stride in elements) of the part of a block that `ref` selects."""
+    size, address = np.dtype(DTYPES[block.dtype]).itemsize, block.memory.address
+    if ref.rows is not None:
+        address += ref.rows[0] * math.prod(block.shape[1:]) * size
+    if ref.cols is None:
+        return address, width
+    return address + ref.cols[0] * size, block.shape[-1]

@@ -1,0 +1,151 @@
+"""The CUDA backend above the driver: what it asks of a device, in which order, and what is left when it fails."""
+
+import ctypes
+import gc
+import hashlib
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from quamba_edge import backends
+from quamba_edge.backends import cuda, cuda_plan
+from quamba_edge.backends.cuda_plan import CudaBackend
+from quamba_edge.bundle.reader import Bundle
+from quamba_edge.errors import BadUsage, Missing
+from quamba_edge.ops.op import all_ops
+from quamba_edge.runtime.session import Engine, Session
+from tests.cuda.emulator import Emulator, build
+from tests.cuda.fake_device import FakeDevice
+from tests.cuda.test_whole_model import logits_of
+from tests.golden.make import HERE
+from tests.native.build import why_not
+from tests.ops import harness
+from tests.ops.test_every_op import variants
+
+needs_compiler = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+OPS = all_ops()
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    running = Emulator(build())
+    yield running
+    running.close()
+
+
+@pytest.fixture(autouse=True)
+def a_segment_for_each_tensor(monkeypatch):
+    """The emulator sees a step beyond the end of one, and copies less."""
+    monkeypatch.setattr(cuda_plan, "SEGMENT", 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", OPS)
+def test_ops(name, emulator):
+    """Addresses, strides and order of arguments, for the first and the last case of each op and all dtypes of a state."""
+    op = OPS[name]
+    for case, state in variants(op):
+        if case in (op.cases[0], op.cases[-1]):
+            inputs = harness.inputs_of(op, case, state, seed=1)
+            backend = CudaBackend(lambda: FakeDevice(emulator))
+            harness.assert_right(op, case, inputs, harness.run(backend, op, case, inputs))
+
+
+@needs_compiler
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_a_model_runs_launch_by_launch_once_and_then_as_a_graph(family, emulator):
+    """And says, to the bit, what its kernels say without a graph: the second decode step is a replay."""
+    tokens = np.random.default_rng(3).integers(0, 4096, 21)
+    backend = CudaBackend(lambda: FakeDevice(emulator))
+    found = logits_of(family, backend, tokens)
+    expected = logits_of(family, backends.open_backend("reference"), tokens)
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    names = backend.device.names()
+    first = names.index("capture")
+    assert "launch" in names[:first] and "replay" not in names[:first] and "replay" in names[first:]
+    weights = [detail for name, detail in backend.device.calls if name == "upload"]
+    with Bundle.open(HERE / f"{family}.qedge") as bundle:
+        largest = max(bundle.tensor(n).nbytes for n in bundle.manifest.tensors)
+    assert weights.count(largest) == 1, "weights go to the device once, whatever runs on them"
+
+
+@needs_compiler
+def test_everything_is_given_back_on_the_devices_thread(emulator):
+    """A closed engine leaves nothing allocated."""
+    backend = CudaBackend(lambda: FakeDevice(emulator))
+    bundle = Bundle.open(HERE / "mamba2.qedge")
+    session = Session(Engine(bundle, backend))
+    session.prefill(np.arange(2))
+    assert backend.device.used() > 0
+    bundle.close()
+    del session, bundle
+    gc.collect()
+    backend.sync()
+    assert backend.device.used() == 0
+    assert "free" in backend.device.names() and "free at a wrong place" not in backend.device.names()
+
+
+def load(device, monkeypatch, segment=1 << 16):
+    monkeypatch.setattr(cuda_plan, "SEGMENT", segment)
+    monkeypatch.setattr(cuda_plan, "KEPT_FREE", 0)
+    backend = CudaBackend(device)
+    bundle = Bundle.open(HERE / "mamba2.qedge")
+    places = backend._do(backend._load, bundle, sorted(bundle.manifest.tensors))
+    return backend, places, bundle
+
+
+def test_weights_come_in_segments_all_allocated_before_the_first_is_read(monkeypatch):
+    """None but that of a single larger tensor exceeds the segment; every tensor lies where it is said to, on its boundary."""
+    backend, places, bundle = load(FakeDevice, monkeypatch)
+    held = {n: bundle.tensor(n) for n in places}
+    calls = backend.device.calls
+    names = [name for name, _ in calls]
+    assert names.count("alloc") > 3 and names.index("upload") > max(i for i, n in enumerate(names) if n == "alloc")
+    sizes = [detail for name, detail in calls if name == "alloc"]
+    larger = [s for s in sizes if s > 1 << 16]
+    assert all(any(cuda_plan._room(a) == s for a in held.values()) for s in larger)
+    for name, address in places.items():
+        at = backend.device.place(address)
+        found = at.array[at.offset : at.offset + held[name].nbytes]
+        assert address % 256 == 0 and (found == held[name].reshape(-1).view(np.uint8)).all(), name
+
+
+@pytest.mark.parametrize("kind", ["too little", "no large pieces"])
+def test_out_of_memory_is_one_sentence_and_leaves_nothing(kind, monkeypatch):
+    def device():
+        return FakeDevice(room=1 << 18) if kind == "too little" else FakeDevice(largest=1 << 17)
+
+    kept = []
+    with pytest.raises(Missing, match="close other programs" if kind == "too little" else "in pieces of"):
+        load(lambda: kept.append(device()) or kept[0], monkeypatch)
+    gc.collect()
+    assert "upload" not in kept[0].names()
+    assert kept[0].used() == 0
+
+
+def test_why_not_says_what_to_do(monkeypatch, tmp_path):
+    """No driver; no cubins; cubins of another toolkit, another GPU, or changed since: a reason and a remedy each."""
+    monkeypatch.setattr(cuda, "_driver", lambda: ctypes.CDLL("libno-such-driver.so"))
+    assert cuda.why_not() == "no CUDA driver (libcuda.so.1) on this machine: use --backend cpu"
+    folder = tmp_path / "sm_87"
+    assert "cubins.json is missing): make -C csrc cuda ARCHS=87" in cuda.unusable(folder, (12, 6), 87)
+    folder.mkdir()
+    header = b"\x7fELF\x02\x01\x01\x33\x07" + bytes(7) + struct.pack("<HHIQQQI", 2, 190, 126, 0, 0, 0, 0x00570557)
+    data = header.ljust(64, b"\0")
+    digest = hashlib.sha256(data).hexdigest()
+    (folder / "cubins.json").write_text(json.dumps({"files": {"ssd": {"sha256": digest, "kernels": {}}}}))
+    (folder / "ssd.cubin").write_bytes(data)
+    assert cuda.unusable(folder, (12, 6), 87) is None
+    assert "built with CUDA 12.6, this driver is CUDA 12.2" in cuda.unusable(folder, (12, 2), 87)
+    assert "this GPU is sm_90" in cuda.unusable(folder, (12, 6), 90)
+    (folder / "ssd.cubin").write_bytes(data + b"x")
+    assert "is not the file that was built: make" in cuda.unusable(folder, (12, 6), 87)
+    (folder / "cubins.json").write_text("{")
+    assert "cannot be read" in cuda.unusable(folder, (12, 6), 87)
+
+
+def test_threads_are_for_the_cpu():
+    with pytest.raises(BadUsage, match="--threads"):
+        cuda.make(threads=2)
