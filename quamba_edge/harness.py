@@ -36,14 +36,10 @@ def register() -> type:
     except ImportError:
         raise Missing("lm-eval is not here: pip install 'quamba-edge[eval]'") from None
     try:
-        return type_of(get_model(NAME))
+        known: type = get_model(NAME)
     except ValueError:
-        return type_of(register_model(NAME)(model_class(TemplateLM)))
-
-
-def type_of(found: Any) -> type:
-    assert isinstance(found, type)
-    return found
+        known = register_model(NAME)(model_class(TemplateLM))
+    return known
 
 
 def model_class(base: Any) -> type:
