@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 PIP := QUAMBA_SKIP_NATIVE=1 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 REFERENCE := $(BIN)/python -c 'from quamba_edge.cli import reference_markdown; print(reference_markdown(), end="")'
 
-.PHONY: help demo test test-all test-arm64 lint native bench docs clean
+.PHONY: help demo test test-all test-arm64 lint native cubin-report bench docs clean
 
 help:  ## list these verbs
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.pack native  ## pack the embedded story teller to 4 bits, compare with the original, hear a story
 	$(BIN)/python demos/make_demo.py
@@ -36,6 +36,10 @@ lint: $(VENV)/.test  ## ruff, mypy, docs/cli.md against the parser
 
 native: $(VENV)/.pack  ## compile csrc/ where there is a compiler, and the board's kernels; one line and a slower run where there is none
 	@$(BIN)/python setup.py -q build_native --build-lib=.
+
+cubin-report: native  ## write docs/cubins.md: registers, spills, instructions, launches and bytes of the board's kernels
+	$(PIP) nvidia-cuda-nvdisasm
+	@mkdir -p build && $(BIN)/python csrc/cubin_report.py quamba_edge/_native/sm_87 > build/cubins.md && mv build/cubins.md docs/cubins.md
 
 bench: $(VENV)/.test  ## run every script in tests/bench; the last line of each is JSON
 	@for script in tests/bench/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
