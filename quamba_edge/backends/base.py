@@ -77,6 +77,10 @@ class Backend(ABC):
     def download(self, block: Block) -> np.ndarray:
         """A copy of the block's contents, after everything that was run."""
 
+    def download_into(self, block: Block, array: np.ndarray) -> None:
+        """The same, into an array of the block's shape and dtype."""
+        array[...] = self.download(block)
+
     @abstractmethod
     def record(
         self, program: Program, weights: Weights, buffers: Mapping[str, Block], states: Mapping[str, Block]

@@ -45,12 +45,15 @@ class Slot:
     def __init__(self, state: LiveState):
         self.state = state
         self.holder: weakref.ref[Holder] | None = None
+        # What the session that runs was parked in: the next one to park takes it.  New memory costs several times the copying.
+        self.spare: State | None = None
 
     def release(self) -> None:
         """Whoever holds it takes its state to the host."""
         holder = self.holder() if self.holder else None
         if holder is not None:
-            holder.park(self.state.read())
+            holder.park(self.state.read(self.spare))
+            self.spare = None
         self.holder = None
 
 

@@ -151,7 +151,7 @@ class Session:
         slot.release()
         slot.state.write(self._parked)
         slot.holder = weakref.ref(self)
-        self._parked = None
+        slot.spare, self._parked = self._parked, None
 
     def _consume(self, tokens: Sequence[int] | np.ndarray, logits: str) -> Iterator[np.ndarray]:
         """Run the chunks; of each, or only of the last, its logits (T, vocab_size) or (1, vocab_size)."""

@@ -55,9 +55,13 @@ class LiveState:
         self._backend, self._new = backend, (specs, sequences, chosen)
         self.blocks = {s.name: backend.alloc((sequences, *s.shape), dtype_of(s, chosen)) for s in specs}
 
-    def read(self) -> State:
-        """A copy on the host."""
-        return State({name: self._backend.download(block) for name, block in self.blocks.items()})
+    def read(self, spare: State | None = None) -> State:
+        """A copy on the host; in the arrays of `spare`, one that nobody needs any more, if given."""
+        if spare is None:
+            return State({name: self._backend.download(block) for name, block in self.blocks.items()})
+        for name, block in self.blocks.items():
+            self._backend.download_into(block, spare.arrays[name])
+        return spare
 
     def write(self, state: State | None) -> None:
         """Replace all of it; None is the state before the first token."""

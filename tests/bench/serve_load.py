@@ -134,16 +134,29 @@ def resident(address: tuple[str, int]) -> int:
     """Resident bytes of the server, when nothing runs any more."""
     while json.loads(get(address, "/health"))["running"]:
         time.sleep(0.1)
-    return int(re.search(r"^process_resident_memory_bytes (\d+)", get(address, "/metrics"), re.MULTILINE)[1])  # type: ignore[index]
+    return held(address)
 
 
-def crowd(count: int, address: tuple[str, int], seconds: float) -> list[Client]:
-    clients = [Client(i, address, time.monotonic() + seconds) for i in range(count)]
+def held(address: tuple[str, int]) -> int:
+    """Resident bytes of the server now."""
+    found = re.search(r"^process_resident_memory_bytes (\d+)", get(address, "/metrics"), re.MULTILINE)
+    assert found, "no memory in /metrics"
+    return int(found[1])
+
+
+def crowd(count: int, address: tuple[str, int], seconds: float) -> tuple[list[Client], list[int]]:
+    """Let them come for so long; they, and the server's memory in eight moments of that time."""
+    begun = time.monotonic()
+    clients = [Client(i, address, begun + seconds) for i in range(count)]
     for client in clients:
         client.start()
+    during = []
+    for moment in range(1, 9):
+        time.sleep(max(0.0, begun + seconds * moment / 8 - time.monotonic()))
+        during.append(held(address))
     for client in clients:
         client.join()
-    return clients
+    return clients, during
 
 
 def main() -> int:
@@ -174,7 +187,7 @@ def main() -> int:
         address = found[1], int(found[2])
         crowd(args.clients, address, args.warmup)
         before = resident(address)
-        clients = crowd(args.clients, address, args.seconds)
+        clients, during = crowd(args.clients, address, args.seconds)
         after = resident(address)
         server.terminate()
         out, err = server.communicate(timeout=60)
@@ -195,7 +208,7 @@ def main() -> int:
         "tokens_per_s": (len(gaps) + len(first)) / args.seconds,
         "ttft_ms": {"p50": percentile(first, 0.5), "p95": percentile(first, 0.95)},
         "tpot_ms": {"p50": percentile(gaps, 0.5), "p95": percentile(gaps, 0.95), "mean": 1000 * sum(gaps) / len(gaps)},
-        "rss_bytes": {"before": before, "after": after},
+        "rss_bytes": {"before": before, "during": during, "after": after},
         "server_exit": server.returncode,
         "server_errors": len(err.splitlines()),
     }

@@ -214,3 +214,23 @@ def test_read_gives_the_logits_after_every_token_and_goes_on(family: str) -> Non
     assert np.abs(chances[np.arange(149), ids[1:]] - scored).max() < 1e-3
     with pytest.raises(BadUsage, match="at least one token"):
         session.read([])
+
+
+def test_sessions_that_take_turns_do_not_write_into_each_other() -> None:
+    """Parked states hand their memory on; what was copied before stays as it was."""
+    sessions = [Session(engine("mamba2")) for _ in range(3)]
+    for i, session in enumerate(sessions):
+        session.prefill(text(20, i))
+    copies = [s.state() for s in sessions]
+    branch = sessions[0].branch()
+    for round in range(4):
+        for i, session in enumerate(sessions):
+            session.decode(text(4, 10 + i)[round])
+    for i, session in enumerate(sessions):
+        alone = Session(engine("mamba2"))
+        alone.prefill(text(20, i))
+        assert all(np.array_equal(a, copies[i].arrays[n]) for n, a in alone.state().arrays.items())
+        for token in text(4, 10 + i):
+            alone.decode(token)
+        assert all(np.array_equal(a, session.state().arrays[n]) for n, a in alone.state().arrays.items())
+    assert all(np.array_equal(a, copies[0].arrays[n]) for n, a in branch.state().arrays.items())
