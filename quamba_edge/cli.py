@@ -197,11 +197,34 @@ def evaluate(args: argparse.Namespace) -> Outcome:
 
 
 def bench(args: argparse.Namespace) -> Outcome:
-    from quamba_edge.apps import bench as app
+    if args.BUNDLE[0] == "compare":
+        from quamba_edge.apps import bench_compare
 
-    names = "prompt_len gen_len repeats backend state_dtype threads".split()
-    result = app.bench(args.BUNDLE, **{n: getattr(args, n) for n in names})
-    return Outcome(result.to_json(), app.summary(result))
+        if len(args.BUNDLE) != 3:
+            raise BadUsage(f"bench compare takes two files, not {len(args.BUNDLE) - 1}: bench compare A.json B.json")
+        found = bench_compare.compare(Path(args.BUNDLE[1]), Path(args.BUNDLE[2]))
+        return Outcome(found.to_json(), bench_compare.text(found))
+    if len(args.BUNDLE) != 1:
+        raise BadUsage(f"bench takes one bundle, not {len(args.BUNDLE)}; to compare: bench compare A.json B.json")
+    path, given = Path(args.BUNDLE[0]), {n: getattr(args, n) for n in ("backend", "state_dtype", "threads")}
+    if args.profile or args.trace:
+        from quamba_edge.apps import bench_profile
+
+        profiles = bench_profile.profile(path, **given, batch=args.batch[0], trace=args.trace)
+        return Outcome(profiles.to_json(), bench_profile.text(profiles))
+    from quamba_edge.apps import bench as app
+    from quamba_edge.apps import bench_text
+
+    if args.plot:
+        from quamba_edge.apps import bench_plot
+
+        bench_plot.check(args.plot)
+    given |= {n: getattr(args, n) for n in ("gen_len", "repeats", "idle_s")}
+    measured = app.grid(path, prompt_lens=args.prompt_len, batches=args.batch, **given)
+    if args.plot:
+        bench_plot.plot(measured, args.plot)
+    results = [m.result for m in measured]
+    return Outcome(bench_text.as_json(results), bench_text.written(results, args.format, _finite))
 
 
 def plan(args: argparse.Namespace) -> Outcome:
@@ -275,6 +298,11 @@ def _bias(text: str) -> tuple[int, float]:
     return int(token), float(value)
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))
+
+
+_counts.__name__ = "N,N"
 _bias.__name__ = "ID=VALUE"  # argparse names the type in its error
 
 # fmt: off
@@ -406,13 +434,19 @@ VERBS = (
     ),
     Verb(
         "bench",
-        "Measure how fast a bundle reads a prompt and writes an answer on this machine.",
+        "Measure how fast a bundle reads a prompt and writes an answer on this machine, and what it costs; or compare two such runs.",
         bench,
         (
-            BUNDLE,
-            flag("--prompt-len", "N", "tokens of the prompt, random ones (512)", type=int, default=512),
+            flag("BUNDLE", "", "the bundle; or `compare A.json B.json`, two files of what --json printed", nargs="+"),
+            flag("--prompt-len", "N,N", "tokens of the prompt, random ones; each length is measured (512)", type=_counts, default=(512,)),
             flag("--gen-len", "N", "tokens decoded after it (128)", type=int, default=128),
             flag("--repeats", "N", "how often, after a warm-up (5)", type=int, default=5),
+            flag("--batch", "N,N", "sequences that go on together; each number is measured (1)", type=_counts, default=(1,)),
+            flag("--idle-s", "S", "watch the idle machine first, 10 s or more, for joules above idle (0: not)", type=float, default=0.0),
+            flag("--format", "F", "text, markdown, csv, json or jsonl (text)", choices=("text", "markdown", "csv", "json", "jsonl"), default="text"),
+            flag("--plot", "FILE.png", "draw latency, power, heat and clocks over time (needs matplotlib)", type=Path),
+            flag("--profile", None, "time every op of a decode step and of a chunk of prompt instead"),
+            flag("--trace", "FILE.json", "with --profile: write Chrome's trace events there (ui.perfetto.dev)", type=Path),
             BACKEND,
             STATE,
             THREADS,

@@ -71,6 +71,7 @@ SPECIAL = {
     "uvicorn": "serve.*",
     "jtop": "telemetry.*",
     "pynvml": "telemetry.nvidia",
+    "matplotlib": "apps.bench_plot",
     "lm_eval": "harness",
 }
 
@@ -245,6 +246,7 @@ def test_board_modules_import_without_the_workstation():
         "starlette",
         "jtop",
         "pynvml",
+        "matplotlib",
     ]
     in_a_fresh_process(
         f"import sys, importlib\nsys.modules.update(dict.fromkeys({away}))\nfor n in {names}: importlib.import_module(n)"

@@ -22,3 +22,12 @@ def peak_rss(status: Path = Path("/proc/self/status")) -> int:
         return 1024 * int(found[1])
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
+
+
+def reset_peak(clear: Path = Path("/proc/self/clear_refs")) -> bool:
+    """Let the peak begin anew from what is held now; False where the system cannot."""
+    try:
+        clear.write_text("5")
+    except OSError:
+        return False
+    return True

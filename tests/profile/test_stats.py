@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from quamba_edge.profile.memory import peak_rss
-from quamba_edge.profile.stats import summarize
+from quamba_edge.profile.memory import peak_rss, reset_peak
+from quamba_edge.profile.stats import change, summarize, t_quantile
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -43,3 +43,35 @@ def test_peak_rss_reads_the_kernels_line_or_asks_getrusage(tmp_path):
     (tmp_path / "status").write_text("Name:\tpython\nVmPeak:\t  999 kB\nVmHWM:\t  1234 kB\nVmRSS:\t 1000 kB\n")
     assert peak_rss(tmp_path / "status") == 1234 * 1024
     assert peak_rss(tmp_path / "absent") > 1 << 20
+
+
+def test_the_interval_of_a_median_holds_it_and_needs_three_values():
+    values = [10.0, 11.0, 12.0, 13.0, 30.0]
+    low, high = summarize(values).ci95
+    assert 10 <= low <= 12 <= high <= 30 and summarize(values).ci95 == (low, high)
+    assert summarize(values[:2]).ci95 is None
+    wide, narrow = (summarize(list(range(0, n))).ci95 for n in (10, 1000))
+    assert (wide[1] - wide[0]) / 10 > 3 * (narrow[1] - narrow[0]) / 1000
+
+
+@pytest.mark.parametrize("freedom, table", [(1, 12.706), (2, 4.303), (4.5, 2.659), (10, 2.228), (100, 1.984)])
+def test_students_quantiles_are_those_of_the_tables(freedom, table):
+    assert t_quantile(0.975, freedom) == pytest.approx(table, abs=0.002)
+
+
+def test_a_change_worked_by_hand():
+    e = math.e
+    found = change(
+        [1.0, e, e**2], [e, e**2, e**3]
+    )  # logarithms 0 1 2 against 1 2 3: variances 1, four degrees of freedom
+    half = 2.776 * math.sqrt(2 / 3)
+    assert math.isclose(found.share, e - 1) and not found.certain
+    assert found.low == pytest.approx(math.expm1(1 - half), abs=1e-3)
+    assert found.high == pytest.approx(math.expm1(1 + half), rel=1e-3)
+    assert change([2.0, 2.0, 2.0], [1.0, 1.0, 1.0]).certain and change([1.0, 1.0, 1.0], [1.0, 1.0, 1.0]).share == 0
+    assert change([1.0, 2.0], [1.0, 2.0, 3.0]) is None and change([0.0, 1.0, 2.0], [1.0, 2.0, 3.0]) is None
+
+
+def test_the_peak_can_begin_anew(tmp_path):
+    assert reset_peak(tmp_path / "clear") and (tmp_path / "clear").read_text() == "5"
+    assert not reset_peak(tmp_path / "absent" / "clear")
