@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := QUAMBA_SKIP_NATIVE=1 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 REFERENCE := $(BIN)/python -c 'from quamba_edge.cli import reference_markdown; print(reference_markdown(), end="")'
 
-.PHONY: help demo test test-all test-arm64 lint native cubin-report bench docs clean
+.PHONY: help demo test test-all test-arm64 lint native cubin-report gpu-check bench docs clean
 
 help:  ## list these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,13 @@ native: $(VENV)/.pack  ## compile csrc/ where there is a compiler, and the board
 cubin-report: native  ## write docs/cubins.md: registers, spills, instructions, launches and bytes of the board's kernels
 	$(PIP) nvidia-cuda-nvdisasm
 	@mkdir -p build && $(BIN)/python csrc/cubin_report.py quamba_edge/_native/sm_87 > build/cubins.md && mv build/cubins.md docs/cubins.md
+
+gpu-check: $(VENV)/.test native  ## where there is a GPU: every op and both golden bundles on it, with compute-sanitizer if that is here
+	@$(BIN)/python -c "from quamba_edge import backends; why = backends.why_not('cuda'); raise SystemExit(why and 'nothing to check: ' + why)"
+	$(BIN)/python -m pytest -q tests/ops tests/golden tests/backends -k cuda
+	@command -v compute-sanitizer >/dev/null || echo "compute-sanitizer is not here: it comes with the CUDA toolkit"
+	@if command -v compute-sanitizer >/dev/null; then for tool in memcheck racecheck; do \
+		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -q tests/ops -k cuda || exit 1; done; fi
 
 bench: $(VENV)/.test  ## run every script in tests/bench; the last line of each is JSON
 	@for script in tests/bench/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done

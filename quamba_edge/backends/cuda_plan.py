@@ -195,6 +195,19 @@ class CudaBackend(Backend):
         self.device.mark(True)
         recorded.runs += 1
 
+    def times(self, recorded: Recorded) -> np.ndarray:
+        """Run it once, launch by launch, and the seconds that each step of the program took, f64 (steps,)."""
+        return self._do(self._times, recorded)
+
+    def _times(self, recorded: Recorded) -> np.ndarray:
+        seconds = []
+        for what, arguments in recorded.calls:
+            self.device.mark(False)
+            self.device.launch(what, arguments)
+            self.device.mark(True)
+            seconds.append(self.device.seconds())
+        return np.array(seconds)
+
     def sync(self) -> None:
         self._do(self.device.sync)
 

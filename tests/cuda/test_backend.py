@@ -72,6 +72,21 @@ def test_a_model_runs_launch_by_launch_once_and_then_as_a_graph(family, emulator
 
 
 @needs_compiler
+def test_times_are_of_single_launches(emulator):
+    """And are a run like any other: the logits are those of a run without a clock."""
+    backend = CudaBackend(lambda: FakeDevice(emulator))
+    with Bundle.open(HERE / "mamba2.qedge") as bundle:
+        engine = Engine(bundle, backend)
+        plan = engine.plan(1, 1, "last")
+        plan.run(np.array([[7]]))
+        expected = plan.logits()
+        engine.slot(1).state.write(None)
+        seconds = backend.times(plan._recorded)
+    assert seconds.shape == (len(plan.program.steps),) and (seconds == 0.001).all()
+    assert (plan.logits() == expected).all()
+
+
+@needs_compiler
 def test_everything_is_given_back_on_the_devices_thread(emulator):
     """A closed engine leaves nothing allocated."""
     backend = CudaBackend(lambda: FakeDevice(emulator))
