@@ -2,15 +2,15 @@ r"""The same model shapes in llama.cpp and here, on this machine, in turns; run 
 
     python tests/bench/vs_llama_cpp.py --llama-bench PATH --race NAME BUNDLE GGUF[,GGUF...] [--race ...] [--rounds 5]
 
-Prints tokens a second of both, the ratio round by round as median and range, file sizes and peak memory.  Of several GGUF files and
-settings the best counts, for each column by itself.  The last line is JSON; without arguments it says what it needs.
+Prints tokens a second of both, the ratio round by round as median and range, file sizes and peak memory.  Of several
+GGUF files and settings the best counts, for each column by itself.  The last line is JSON; without arguments it says what it needs.
 
 How to make everything (P: a folder outside the project; NAME: mamba2-130m, mamba2-370m or mamba-130m):
 
 1. llama.cpp's source is in the sdist of llama-cpp-python 0.3.36, folder vendor/llama.cpp:
        pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36 && tar xzf llama_cpp_python-0.3.36.tar.gz
-2. Build it for the instructions that the kernel really allows.  A native build takes AMX where the compiler knows it and stops
-   with SIGILL where AMX is not there, so the flags are named (this set is for AVX-512 with VNNI; leave away what the CPU lacks):
+2. Build it for the instructions that the kernel really allows.  A native build may assume AMX and stop with SIGILL where
+   that is not there, so the flags are named (this set is for AVX-512 with VNNI; leave away what the CPU lacks):
        cmake -S vendor/llama.cpp -B P/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF \
          -DGGML_NATIVE=OFF -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON -DGGML_F16C=ON \
          -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON \
@@ -18,25 +18,29 @@ How to make everything (P: a folder outside the project; NAME: mamba2-130m, mamb
        cmake --build P/build --target llama-bench llama-quantize
 3. A checkpoint of that shape: the published one, or random weights in the state-spaces layout with the Hugging Face keys in
    config.json (speed does not depend on the values).  Without a tokenizer.json the converter takes its own GPT-NeoX one:
-       PYTHONPATH=vendor/llama.cpp/gguf-py python vendor/llama.cpp/convert_hf_to_gguf.py CHECKPOINT --outtype f16 --outfile P/NAME-f16.gguf
+       PYTHONPATH=vendor/llama.cpp/gguf-py python vendor/llama.cpp/convert_hf_to_gguf.py CHECKPOINT \
+         --outtype f16 --outfile P/NAME-f16.gguf
        P/build/bin/llama-quantize P/NAME-f16.gguf P/NAME-Q4_0.gguf Q4_0        and so for Q4_K_S, Q4_K_M, Q8_0
 4. The same checkpoint as a bundle (rtn: as fast to run as gptq, and quicker to make):
        quamba-edge pack CHECKPOINT -o P/NAME-w4a8.qedge --recipe w4a8 --method rtn --tokenizer TOKENIZER.json
 5. The races that say most: w4a8 against Q4_0, Q4_K_S and Q4_K_M, w8a8 against Q8_0.
 
-llama.cpp's best settings, measured for mamba2-130m on two shared Zen 5 cores with AVX-512 (prefill of 512 / decode, tokens/s; these are
-the few runs in which others took at most 5 % of the cores, and equal settings differed by up to 25 %, so small differences mean nothing):
+llama.cpp's best settings, measured for mamba2-130m on two shared Zen 5 cores with AVX-512 (prefill of 512 / decode,
+tokens/s; these are the few runs in which others took at most 5 % of the cores, and equal settings differed by up to 30
+%, so small differences mean nothing):
 
-    Q4_0    -ub 512  1216 1251 1286 1391 / 202 216 190 246     -ub 256  1418 / 244     -ub 128  1400 1246 / 237 211     -ub 32  1188 / 197
-    Q4_K_S  -ub 512  1113 1083 / 223 202                       -ub 128  1184 / 229     -ub 64   940 / 236
+    Q4_0    -ub 512  1216 1251 1286 1391 / 202 216 190 246
+            -ub 256  1418 / 244     -ub 128  1400 1246 / 237 211     -ub 32  1188 / 197
+    Q4_K_S  -ub 512  1113 1083 / 223 202     -ub 128  1184 / 229     -ub 64  940 / 236
     Q8_0    -ub 512  927 / 162
 
-Q4_0 leads in prefill, Q4_0 and Q4_K_S are level in decode; at mamba2-370m Q4_0 leads in both (387 / 84 against 289 / 72, one run each).
-Chunks of 128 or 256 are as good as 512 and hold 15 MB less, smaller ones lose: hence the two SETTINGS.  Q4_K_M is no other file than
-Q4_K_S here, but for the type in its header: none of these models has a tensor that it treats differently.  --repack 0 costs Q4_0 a third
-of prefill (778 / 172), because the interleaved copy that it makes at load is what its AVX-512 products read; one thread gives 683 / 157.
-Nothing gained, within that noise: -fa on and -ctk q8_0 (no attention here), -lm none (as fast, 50 MB less resident), --poll 0 or 100, an 8-bit
-embedding, IQ4_NL (1049 / 182).  --pure Q4_0 (4-bit head too, 75 MB instead of 85) decodes at 244.
+Q4_0 leads in prefill, Q4_0 and Q4_K_S are level in decode; at mamba2-370m Q4_0 leads in both (387 / 84 against 289 /
+72, one run each). Chunks of 128 or 256 are as good as 512 and hold 15 MB less, smaller ones lose: hence the two
+SETTINGS. Q4_K_M is no other file than Q4_K_S here, but for the type in its header: none of these models has a tensor
+that it treats differently. --repack 0 costs Q4_0 a third of prefill (778 / 172), because the interleaved copy that it
+makes at load is what its AVX-512 products read; one thread gives 683 / 157. Nothing gained, within that noise: -fa on
+and -ctk q8_0 (no attention here), -lm none (as fast, 50 MB less resident), --poll 0 or 100, an 8-bit embedding, IQ4_NL
+(1049 / 182). --pure Q4_0 (4-bit head too, 75 MB instead of 85) decodes at 244.
 """
 
 from __future__ import annotations
