@@ -144,7 +144,7 @@ class PycudaDevice:
             memory = PycudaMemory(self.cuda.mem_alloc(nbytes))
         except self.cuda.MemoryError:
             raise MemoryError from None
-        self.cuda.memset_d8(memory.address, 0, nbytes)
+        self.cuda.memset_d8_async(memory.address, 0, nbytes, self.stream)  # the default stream would not wait for ours
         return memory
 
     def free_bytes(self) -> int:

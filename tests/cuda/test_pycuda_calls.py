@@ -1,0 +1,153 @@
+"""What PycudaDevice calls, against stand-ins for pycuda and libcuda that know their signatures: typing errors, not behaviour."""
+
+import ctypes
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from quamba_edge.backends import cuda
+from quamba_edge.backends.cuda_plan import Address
+from quamba_edge.backends.launch import Launch
+from quamba_edge.errors import Missing
+
+
+class Recorder:
+    """pycuda.driver as far as it is used; memory is this process's."""
+
+    MemoryError = type("MemoryError", (Exception,), {})
+    device_attribute = SimpleNamespace(INTEGRATED="integrated")
+    function_attribute = SimpleNamespace(MAX_DYNAMIC_SHARED_SIZE_BYTES="shared")
+
+    def __init__(self):
+        self.calls, self.memory = [], {}
+        self.integrated = 0
+
+    def init(self):
+        self.calls.append("init")
+
+    def Device(self, index):
+        context = SimpleNamespace(push=lambda: self.calls.append("push"))
+        return SimpleNamespace(
+            retain_primary_context=lambda: context,
+            get_attribute=lambda which: self.integrated,
+            compute_capability=lambda: (8, 7),
+        )
+
+    def Stream(self, flags):
+        return SimpleNamespace(handle=77, synchronize=lambda: self.calls.append("synchronize"))
+
+    def Event(self):
+        return SimpleNamespace(record=lambda stream: None, synchronize=lambda: None, time_since=lambda other: 250.0)
+
+    def module_from_buffer(self, data):
+        function = SimpleNamespace(
+            prepare=lambda formats: self.calls.append(("prepare", formats)),
+            set_attribute=lambda which, value: self.calls.append((which, value)),
+            prepared_async_call=lambda grid, block, stream, *arguments, shared_size: self.calls.append(
+                ("call", grid, block, arguments, shared_size)
+            ),
+        )
+        return SimpleNamespace(get_function=lambda name: function)
+
+    def pagelocked_empty(self, shape, dtype):
+        return np.empty(shape, dtype)
+
+    def mem_alloc(self, nbytes):
+        if nbytes > 1 << 30:
+            raise self.MemoryError("out of memory")
+        array = np.full(nbytes, 9, np.uint8)
+        self.memory[array.ctypes.data] = array
+        return _Allocation(array.ctypes.data)
+
+    def memset_d8_async(self, address, value, count, stream):
+        self.memory[address][:count] = value
+
+    def memcpy_htod_async(self, address, source, stream):
+        ctypes.memmove(address, source.ctypes.data, source.nbytes)
+
+    def memcpy_dtoh(self, array, address):
+        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+
+    def mem_get_info(self):
+        return 5, 10
+
+
+class _Allocation:
+    def __init__(self, address):
+        self.address = address
+
+    def __int__(self):
+        return self.address
+
+
+class Libcuda:
+    """Every function notes its name and succeeds, or fails with `status`."""
+
+    def __init__(self):
+        self.names, self.status = [], {}
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            self.names.append(name)
+            return self.status.get(name, 0)
+
+        return call
+
+
+@pytest.fixture
+def opened(monkeypatch, tmp_path):
+    driver, native = Recorder(), Libcuda()
+    monkeypatch.setitem(sys.modules, "pycuda", SimpleNamespace(driver=driver))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
+    monkeypatch.setattr(cuda, "_driver", lambda: native)
+    monkeypatch.setattr(cuda, "CUBINS", tmp_path)
+    monkeypatch.setattr(cuda, "STAGE", 1000)
+    (tmp_path / "sm_87").mkdir()
+    (tmp_path / "sm_87" / "ssd.cubin").write_bytes(b"x")
+    (tmp_path / "sm_87" / "cubins.json").write_text(json.dumps({"files": {"ssd": {"kernels": {"k": {}}}}}))
+    return driver, native, cuda.PycudaDevice()
+
+
+def test_memory_is_zeroed_filled_in_stages_and_read_back(opened):
+    _, _, device = opened
+    memory, values = device.alloc(4 * 1300), np.arange(1300, dtype=np.float32)
+    found = np.empty(1300, np.float32)
+    device.download(memory.address, found)
+    assert (found == 0).all()
+    device.upload(memory.address, values.reshape(13, 100))
+    device.download(memory.address, found)
+    assert (found == values).all()
+    with pytest.raises(MemoryError):
+        device.alloc(2 << 30)
+
+
+def test_launches_are_prepared_once_and_told_of_much_shared_memory(opened):
+    driver, _, device = opened
+    for shared in (100, 60000, 60000):
+        device.launch(Launch("k", (3, 2, 1), 64, shared), [Address(4096), 7, 0.5])
+    rest = driver.calls[2:]
+    assert rest[0] == ("prepare", "Pif") and rest.count(("shared", 60000)) == 1 and len(rest) == 5
+    assert rest[-1] == ("call", (3, 2, 1), (64, 1, 1), (4096, 7, 0.5), 60000)
+    assert device.seconds() == 0.25
+
+
+def test_graphs_are_captured_instantiated_and_launched(opened):
+    _, native, device = opened
+    order = []
+    graph = device.capture(lambda: order.append(list(native.names)))
+    device.replay(graph)
+    assert order == [["cuStreamBeginCapture_v2"]]
+    assert native.names[1:] == ["cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphDestroy", "cuGraphLaunch"]
+    native.status["cuStreamEndCapture"] = 901
+    with pytest.raises(Missing, match="capture: .*quamba-edge doctor"):
+        device.capture(lambda: None)
+
+
+def test_a_board_that_shares_its_memory_asks_linux(opened):
+    driver, _, device = opened
+    assert device.free_bytes() == 5
+    device.integrated = True
+    assert device.free_bytes() > 1 << 20
