@@ -49,20 +49,40 @@ struct Kernel {
     void (*stage[MAX_STAGES])(const Call&, const Work&);
 };
 
-/* `total` units for `threads`: a large piece for each, then small ones of `grain` units that make them finish together. */
+/* `total` units in pieces of `grain`, for `threads`: a chunk of many pieces for each thread, together three quarters of all, then the
+ * same with what is left, and so on down to single pieces.  Starting a chunk costs half a microsecond or so of waiting for its first
+ * weights, and the last chunks must be small, so that threads which run at unequal speed finish together. */
 struct Split {
     int64_t total, grain;
     int threads;
 
     int64_t pieces() const { return (total + grain - 1) / grain; }
-    int64_t large() const { return pieces() <= 4 * threads ? 0 : pieces() * 3 / 4 / threads; }
-    int chunks() const { return int(large() ? threads + pieces() - large() * threads : pieces()); }
-    int64_t begin(int chunk) const {
-        const int64_t big = large();
-        const int64_t piece = !big ? chunk : chunk < threads ? chunk * big : threads * big + chunk - threads;
-        return piece * grain < total ? piece * grain : total;
+    int chunks() const {
+        int count = 0;
+        for (int64_t left = pieces(); left;) {
+            const int64_t size = each(left), taken = size ? size * threads : left;
+            count += size ? threads : int(left);
+            left -= taken;
+        }
+        return count;
     }
-    int64_t end(int chunk) const { return begin(chunk + 1); }
+    int64_t begin(int64_t chunk) const {
+        int64_t at = 0, left = pieces();
+        for (int64_t size; (size = each(left)) != 0; chunk -= threads) {
+            if (chunk < threads) return unit(at + chunk * size);
+            at += size * threads, left -= size * threads;
+        }
+        return unit(at + chunk);
+    }
+    int64_t end(int64_t chunk) const { return begin(chunk + 1); }
+
+  private:
+    /* Pieces of the next chunks, or 0 when it is time for single ones. */
+    int64_t each(int64_t left) const {
+        const int64_t size = left * 3 / 4 / threads;
+        return size >= 2 ? size : 0;
+    }
+    int64_t unit(int64_t piece) const { return piece * grain < total ? piece * grain : total; }
 };
 
 }  // namespace quamba
