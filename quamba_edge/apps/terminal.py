@@ -67,7 +67,8 @@ class Terminal:
 
     def line(self) -> str | None:
         """The next line, or several that end in a backslash; None when the input has ended.  Ctrl-C twice is the end, too."""
-        parts, interrupted = [], False
+        parts: list[str] = []
+        interrupted = False
         while True:
             self._waiting = True
             try:
