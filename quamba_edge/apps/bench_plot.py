@@ -6,6 +6,7 @@ Drawn with matplotlib, which a board does not need: pip install 'quamba-edge[plo
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,7 +58,7 @@ def plot(measured: Sequence[Measured], path: Path) -> None:
                 axes.set_ylim(bottom=0)
         of = m.result
         work = f"{Path(of.bundle).name}, batch {of.batch}, prompt {of.prompt_len}, answer {of.gen_len}"
-        title = f"{work}\n{conditions(of.conditions)}"
+        title = "\n".join([work, *textwrap.wrap(conditions(of.conditions), 80)])
         grid[0][column].set_title(title, fontsize=9, loc="left")
         grid[-1][column].set_xlabel("seconds")
     figure.savefig(path)

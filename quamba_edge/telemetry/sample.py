@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 from quamba_edge.errors import BadUsage
 
+FIRST_S = 5.0  # a source that has not answered by then is not waited for
+
 
 @dataclass(frozen=True, slots=True)
 class Rail:
@@ -106,15 +108,17 @@ class Recorder:
         self.source, self.hz = source, hz
         self.error: Exception | None = None
         self._samples: deque[Sample] = deque(maxlen=max(2, int(hz * keep_s)))
-        self._stop = threading.Event()
+        self._stop, self._looked = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._began_ns, self._busy_ns, self._ended_ns = 0, 0, 0
 
     def start(self) -> Recorder:
+        """Begin, and return after the first sample, so that what is done next is bracketed."""
         assert self._thread is None, "a recorder records once"
         self._began_ns = time.monotonic_ns()
         self._thread = threading.Thread(target=self._record, name="telemetry", daemon=True)
         self._thread.start()
+        self._looked.wait(FIRST_S)
         return self
 
     def stop(self) -> None:
@@ -154,6 +158,7 @@ class Recorder:
             while True:
                 last = self._stop.is_set()
                 self._samples.append(self.source.read())
+                self._looked.set()
                 self._busy_ns = time.thread_time_ns()
                 if last:
                     break
@@ -162,4 +167,5 @@ class Recorder:
         except Exception as e:
             self.error = e
         finally:
+            self._looked.set()
             self._ended_ns = time.monotonic_ns()

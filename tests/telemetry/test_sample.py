@@ -48,6 +48,15 @@ def test_records_in_order_and_brackets_the_end():
     assert recorder.error is None and 0 < recorder.cost_pct < 100
 
 
+def test_what_follows_the_start_is_bracketed():
+    source = Counting()
+    read = source.read
+    source.read = lambda: time.sleep(0.05) or read()
+    with Recorder(source) as recorder:
+        began = time.monotonic_ns()
+    assert recorder.samples()[0].t_ns <= began <= recorder.samples()[-1].t_ns
+
+
 def test_memory_is_bounded_to_the_newest():
     with Recorder(Counting(), hz=20, keep_s=0.15) as recorder:
         time.sleep(0.5)
