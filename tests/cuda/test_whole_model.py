@@ -13,9 +13,9 @@ from tests.native.build import why_not
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
-def logits_of(family: str, backend: backends.Backend, tokens: np.ndarray) -> np.ndarray:
+def logits_of(family: str, backend: backends.Backend, tokens: np.ndarray, prompt: int = 18) -> np.ndarray:
     session = Session(Engine(Bundle.open(HERE / f"{family}.qedge"), backend))
-    return np.stack([session.prefill(tokens[:18]), *(session.decode(int(t)) for t in tokens[18:])])
+    return np.stack([session.prefill(tokens[:prompt]), *(session.decode(int(t)) for t in tokens[prompt:])])
 
 
 @pytest.mark.parametrize("family", ["mamba", "mamba2"])
