@@ -2,7 +2,8 @@
 
 Repeats of two runs are compared by Welch's t-test on logarithms (profile/stats.py).  That knows how repeats of one run differ, and not
 how the machine differs from one run to the next, so a change must besides be larger than a floor: 2 %, or by how much the machine's
-own read bandwidth differed, if that is more.  A run that was throttled is void: nothing is concluded from it.
+own read bandwidth differed, if that is more.  A run that was throttled, or that had to share its cores with other programs, is void:
+nothing is concluded from it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from quamba_edge.errors import BadUsage
 from quamba_edge.profile.stats import LEAST, Change, change
 
 FLOOR = 0.02  # of any figure: below it lie page placement and clocks, which are drawn once for a whole run
+DISTURBED = 0.2  # of the cores that a run wanted, for others: W8A8 once seemed to decode faster than W4A8 so
 METHOD = "Welch's t-test on logarithms of the repeats, 95 %; and larger than the floor"
 TIMED = (("ttft_ms", "time to the first token"), ("tpot_ms", "time for each token"), ("ttlt_ms", "time for all"))
 COUNTED = ("weights_bytes", "state_bytes", "arena_bytes", "peak_rss_bytes", "bytes_per_token")
@@ -103,9 +105,7 @@ def _work(r: Mapping[str, Any]) -> str:
 
 
 def _compared(x: dict[str, Any], y: dict[str, Any], a: str, b: str) -> Comparison:
-    void = [
-        f"{name} was throttled: {r['conditions']['throttled_why']}" for name, r in ((a, x), (b, y)) if _throttled(r)
-    ]
+    void = [f"{name}: {why}" for name, r in ((a, x), (b, y)) for why in _worthless(r)]
     floor, notes = FLOOR, []
     reads = [float(r.get("read_bandwidth") or 0) for r in (x, y)]
     if all(reads):
@@ -130,8 +130,19 @@ def _compared(x: dict[str, Any], y: dict[str, Any], a: str, b: str) -> Compariso
     return Comparison(a, b, {k: x[k] for k in SAME_WORK}, tuple(rows), differs, 100 * floor, tuple(void), tuple(notes))
 
 
-def _throttled(r: Mapping[str, Any]) -> bool:
-    return bool(r["conditions"].get("throttled"))
+def _worthless(r: Mapping[str, Any]) -> list[str]:
+    """Why nothing can be concluded from a run."""
+    whys, c = [], r["conditions"]
+    if c.get("throttled"):
+        whys.append(f"throttled, {c['throttled_why']}: cool it, or take a lower power mode, and measure again")
+    cores, others, threads = c.get("cpus"), c.get("others_pct"), r.get("threads")
+    if cores and threads and others is not None:
+        wanted_too = others / 100 * cores + min(threads, cores) - cores
+        if wanted_too / min(threads, cores) >= DISTURBED:
+            whys.append(
+                f"other programs took {others:.0f} % of {cores} cores, of which it wanted {threads}: end them, and measure again"
+            )
+    return whys
 
 
 def _timed(name: str, x: Mapping[str, Any], y: Mapping[str, Any], floor: float, void: bool) -> Row:
@@ -186,7 +197,7 @@ def text(compared: Compared) -> str:
             lines.append(
                 f"{name:22s} {r.a / unit:11.3f} {r.b / unit:11.3f} {r.change_pct:+8.1f} %  {sure:>20s}  {r.verdict}"
             )
-        lines += [f"VOID: {v}; cool it, or lower the power mode, and measure again" for v in c.void]
+        lines += [f"VOID: {v}" for v in c.void]
         lines += (
             [f"unknown: fewer than {LEAST} repeats, or one figure a run"]
             if any(r.verdict == "unknown" for r in c.rows)

@@ -31,7 +31,7 @@ class Conditions:
     cpu_mhz, gpu_mhz      median over the samples (of the fastest cluster), emc_max_mhz the mode's cap
     over_current_events   counted meanwhile, by name; oc3 grows by design in MAXN_SUPER
     throttle_events       x86: how often a core was slowed for its heat
-    others_pct            share of all cores that other programs took
+    others_pct            share of all `cpus` cores that other programs took
     throttled             None where nothing here could tell; `throttled_why` names what told
     """
 
@@ -46,6 +46,7 @@ class Conditions:
     over_current_events: dict[str, int]
     throttle_events: int | None
     others_pct: float | None
+    cpus: int | None
     throttled: bool | None
     throttled_why: str | None
 
@@ -135,6 +136,7 @@ def conditions(
         over_current_events=events,
         throttle_events=throttle_events,
         others_pct=others_pct,
+        cpus=os.cpu_count(),
         throttled=bool(whys) if can_tell or whys else None,
         throttled_why="; ".join(whys) or None,
     )

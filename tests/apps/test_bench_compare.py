@@ -73,6 +73,16 @@ def test_a_throttled_run_is_void(tmp_path):
     assert "VOID" in text(compare(tmp_path / "a.json", tmp_path / "b.json"))
 
 
+@pytest.mark.parametrize(
+    "threads, others, void", [(2, 40.0, True), (2, 5.0, False), (1, 45.0, False), (1, 75.0, True), (None, 75.0, False)]
+)
+def test_a_run_that_shared_its_cores_is_void(tmp_path, threads, others, void):
+    busy = {"throttled": None, "throttled_why": None, "others_pct": others, "cpus": 2}
+    (found,) = compared(record(conditions=busy, threads=threads), record(0.5, threads=threads), tmp_path)
+    assert verdicts(found)["tpot_ms"] == ("void" if void else "faster")
+    assert bool(found.void) == void and (not void or f"{others:.0f} % of 2 cores" in found.void[0])
+
+
 def test_too_few_repeats_decide_nothing(tmp_path):
     (found,) = compared(record(repeats=2), record(3, repeats=2), tmp_path)
     assert found.rows[0].verdict == "unknown" and found.rows[0].low_pct is None
