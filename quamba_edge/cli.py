@@ -229,13 +229,14 @@ def bench(args: argparse.Namespace) -> Outcome:
 
 def plan(args: argparse.Namespace) -> Outcome:
     from quamba_edge.apps import plan as app
+    from quamba_edge.apps import plan_text
 
     given = {"recipe": args.recipe, "sessions": args.sessions, "state_dtype": args.state_dtype}
     if args.TARGET == "published":
         plans = app.plan_published(args.device, **given)
-        return Outcome({"plans": [p.to_json() for p in plans]}, app.table(plans))
+        return Outcome({"plans": [p.to_json() for p in plans]}, plan_text.table(plans))
     result = app.plan(args.TARGET, args.device, threads=args.threads, **given)
-    return Outcome(result.to_json(), app.text(result))
+    return Outcome(result.to_json(), plan_text.text(result))
 
 
 def top(args: argparse.Namespace) -> Outcome:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import import_module
 from pathlib import Path
@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from quamba_edge import __version__, telemetry
+from quamba_edge.apps.bench_record import BenchResult
 from quamba_edge.bundle.reader import Bundle
 from quamba_edge.errors import BadUsage
 from quamba_edge.profile import speed
 from quamba_edge.profile.costs import total
 from quamba_edge.profile.memory import peak_rss, reset_peak
 from quamba_edge.profile.speed import Repeat
-from quamba_edge.profile.stats import Stats, summarize
+from quamba_edge.profile.stats import summarize
 from quamba_edge.runtime.engine import CHUNKS, Engine
 from quamba_edge.runtime.plan import arena_sizes
 from quamba_edge.runtime.state import state_bytes
@@ -39,65 +40,6 @@ ROOFLINE = (
     "writes the state"
 )
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    """Milliseconds, bytes, tokens a second, joules; null is what this machine or backend does not tell.
-
-    ttft_ms         a repeat's prompt and the choice of the first token
-    tpot_ms         every decoded token of all repeats by itself: feeding it, its logits, and the choice of the next
-    ttlt_ms         a repeat's prompt and all gen_len decoded tokens
-    prefill_tps     batch * prompt_len over the median ttft_ms
-    decode_tps      batch * gen_len over the median time that a repeat decodes
-    repeats_ms      of each repeat: its ttft_ms, mean tpot_ms and ttlt_ms, which `bench compare` sets against another run's
-    weights_bytes   everything in the bundle but header and tokenizer
-    state_bytes     of one sequence
-    arena_bytes     activations of all chunk sizes together
-    peak_rss_bytes  of this process since this measurement began, mapped weights included
-    bytes_per_token moved by a decode step, for each of its `batch` tokens
-    gbps            bytes_per_token times decode_tps, 1e9 bytes a second
-    roofline_pct    of read_bandwidth, which so many threads reach when they only read; above 100 where weights stay in a cache
-    energy_j        a repeat's prompt and answer, everything drawn; energy has prefill and decode apart, or why there is none
-    """
-
-    ttft_ms: Stats
-    tpot_ms: Stats
-    ttlt_ms: Stats
-    prefill_tps: float
-    decode_tps: float
-    repeats_ms: dict[str, list[float]]
-    weights_bytes: int
-    state_bytes: int
-    arena_bytes: int
-    peak_rss_bytes: int
-    bytes_per_token: int
-    gbps: float
-    roofline_pct: float | None
-    read_bandwidth: float | None
-    roofline: str
-    energy_j: float | None
-    energy: dict[str, Any]
-    power_mode: str | None
-    backend: str
-    threads: int | None
-    instruction_set: str | None
-    bundle: str
-    digest: str
-    recipe: str
-    batch: int
-    prompt_len: int
-    gen_len: int
-    repeats: int
-    seed: int
-    state_dtype: str
-    conditions: Conditions
-    versions: dict[str, str]
-    version: str
-    date: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

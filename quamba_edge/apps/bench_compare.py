@@ -117,7 +117,7 @@ def _compared(x: dict[str, Any], y: dict[str, Any], a: str, b: str) -> Compariso
             )
     for name, r in ((a, x), (b, y)):
         others = r["conditions"].get("others_pct")
-        if others is not None and others >= 3:
+        if others is not None and others >= 3 and not any("other programs" in why for why in _worthless(r)):
             notes.append(f"during {name} other programs took {others:.0f} % of the cores")
     rows = [_timed(name, x, y, floor, bool(void)) for name, _ in TIMED]
     rows += [_counted(name, x[name], y[name]) for name in COUNTED]

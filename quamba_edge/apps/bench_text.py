@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from quamba_edge.apps.bench import BenchResult
+from quamba_edge.apps.bench_record import BenchResult
 from quamba_edge.profile.stats import Stats
 from quamba_edge.telemetry.conditions import Conditions
 

@@ -8,6 +8,7 @@ import pytest
 
 from quamba_edge import cli, devices
 from quamba_edge.apps import plan as app
+from quamba_edge.apps import plan_text
 from quamba_edge.backends import cpu
 from quamba_edge.bundle.reader import Bundle
 from quamba_edge.errors import BadUsage, Missing
@@ -40,9 +41,9 @@ def test_a_checkpoint_is_planned_from_its_config(storyteller, tmp_path):
 
 def test_a_large_model_fits_in_few_bits_only():
     told = app.plan("mamba2-8b", NANO, recipe="w8a8")
-    assert not told.fits and told.spare_bytes < 0 and "too much" in app.text(told)
+    assert not told.fits and told.spare_bytes < 0 and "too much" in plan_text.text(told)
     assert told.best == "w4a16" and app.plan("mamba2-8b", "orin-nano-4gb").best is None
-    assert "no shipped recipe fits" in app.text(app.plan("mamba2-8b", "orin-nano-4gb"))
+    assert "no shipped recipe fits" in plan_text.text(app.plan("mamba2-8b", "orin-nano-4gb"))
     assert app.plan("mamba2-8b", NANO, sessions=4).spare_bytes < app.plan("mamba2-8b", NANO).spare_bytes
 
 
@@ -51,7 +52,7 @@ def test_all_published_models_on_every_board():
         plans = app.plan_published(board.name)
         assert [p.target for p in plans] == list(published.NAMES)
         assert all(len(p.speeds) == len(board.modes) and p.speeds[0].decode_tps > 1 for p in plans)
-        assert len(app.table(plans).splitlines()) == 4 + len(plans) * len(board.modes)
+        assert len(plan_text.table(plans).splitlines()) == 4 + len(plans) * len(board.modes)
 
 
 @pytest.mark.parametrize(
