@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := QUAMBA_SKIP_NATIVE=1 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 REFERENCE := $(BIN)/python -c 'from quamba_edge.cli import reference_markdown; print(reference_markdown(), end="")'
 
-.PHONY: help demo test test-all test-arm64 lint native cubin-report gpu-check bench docs clean
+.PHONY: help demo test test-all test-browser test-arm64 lint native cubin-report gpu-check bench docs clean
 
 help:  ## list these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,8 +21,11 @@ demo: $(VENV)/.pack native  ## pack the embedded story teller to 4 bits, compare
 test: lint native  ## style, types, command reference, and every quick test
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not arm64"
 
-test-all: lint native $(VENV)/.browser  ## the same, with the slow tests; the page of the chat demo where there is a Chromium
+test-all: lint native $(VENV)/.browser  ## the same, with the slow tests and the page test
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not arm64"
+
+test-browser: native $(VENV)/.browser  ## the page of the chat demo, where there is a Chromium
+	$(BIN)/python -m pytest -q -rs tests/demos/test_chat_page.py
 
 test-arm64: $(VENV)/.test  ## the kernels compiled for aarch64 and run in an emulator: every op, both golden bundles
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null || { echo "needs a cross-compiler and an emulator: apt install g++-aarch64-linux-gnu qemu-user-static"; exit 1; }
