@@ -83,6 +83,8 @@ def grid(
     for name, value in (*lengths, ("--gen-len", gen_len), ("--repeats", repeats)):
         if value < 1:
             raise BadUsage(f"{name} is {value}: expected 1 or more")
+    if not 0 <= idle_s <= 3600:
+        raise BadUsage(f"--idle-s is {idle_s:g}: expected 0 to 3600 seconds, 10 or more to mean anything")
     own = source is None
     watched = source or telemetry.best()
     try:

@@ -98,6 +98,12 @@ def test_joules_are_those_of_the_windows(bundle, monkeypatch):
     assert "J/token" in summary(result)
 
 
+def test_the_idle_machine_is_watched_first(bundle, monkeypatch):
+    monkeypatch.setattr(app.energy, "MIN_IDLE_S", 0.0)
+    told = measure(bundle, repeats=1, idle_s=0.1, source=Steady()).energy["idle_w"]
+    assert told is None  # two samples are too few, and nothing is made of them
+
+
 def test_without_a_sensor_the_reason_is_told(bundle):
     result = measure(bundle, source=Steady(power_w=None))
     assert result.energy_j is None and "does not tell its power" in result.energy["reason"]
@@ -174,6 +180,8 @@ def test_a_grid_measures_every_pair(bundle):
 def test_nothing_to_measure_is_refused(bundle, option):
     with pytest.raises(BadUsage, match="expected 1 or more"):
         measure(bundle, **{option: 0})
+    with pytest.raises(BadUsage, match="--idle-s is -1"):
+        measure(bundle, idle_s=-1.0)
 
 
 def test_the_command_prints_the_documented_object(bundle, capsys):
