@@ -327,8 +327,7 @@ def main() -> None:
         ssr_mode=False,
         enable_monitoring=False,
     )
-    if desk.service is not None:
-        desk.service.close()
+    desk.close()
 
 
 if __name__ == "__main__":

@@ -114,6 +114,12 @@ class Desk:
         heard.note = _numbers(job, heard)
         yield heard
 
+    def close(self) -> None:
+        """Stop everything: answers, the model, the panel."""
+        if self.service is not None:
+            self.service.close()
+        self.panel.close()
+
     def stop(self, who: str) -> None:
         """End the answer that `who` is being given, if there is one."""
         job = self._jobs.get(who)

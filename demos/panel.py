@@ -69,12 +69,17 @@ class Panel:
         self.points: deque[Point] = deque(maxlen=KEEP_S)
         self.answer: Answer | None = None
         self._joules: tuple[Answer, float | None] | None = None
+        self._closed = threading.Event()
         threading.Thread(target=self._look, name="panel", daemon=True).start()
+
+    def close(self) -> None:
+        """Look no more, and let go of the sensors."""
+        self._closed.set()
+        self._recorder.stop()
 
     def _look(self) -> None:
         before, then, seen = 0.0, time.monotonic(), None
-        while True:
-            time.sleep(1)
+        while not self._closed.wait(1):
             service, now = self._service(), time.monotonic()
             tokens = service.metrics.generated_tokens.total if service is not None else 0.0
             speed = (tokens - before) / (now - then) if service is not None and service is seen else None

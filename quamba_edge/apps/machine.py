@@ -69,7 +69,7 @@ def driver_version() -> tuple[int, int] | None:
 def _kernels(tree: Tree, here: bool) -> Iterator[Finding]:
     """Native code for the CPU as it is built and really usable here, and for the GPU as its driver will take it."""
     try:
-        from quamba_edge.backends import cpu, cubin, known
+        from quamba_edge.backends import cpu, cubin
     except ImportError:  # no numpy: told elsewhere
         return
     if here:
@@ -85,10 +85,7 @@ def _kernels(tree: Tree, here: bool) -> Iterator[Finding]:
         return
     files = sorted(NATIVE.glob("sm_*/*.cubin"))
     if not files:
-        built = "are not built" if "cuda" in known() else "are not in this version: bundles run on the CPU"
-        yield Finding(
-            "gpu kernels", "absent", f"kernels for the GPU {built}", "make native" if "cuda" in known() else None
-        )
+        yield Finding("gpu kernels", "absent", "kernels for the GPU are not built", "make native")
         return
     version = driver_version() if here else jetson.cuda_of(jetson.l4t(tree.text("/etc/nv_tegra_release") or "") or "")
     board = devices.find(tree.text("/proc/device-tree/compatible") or "")

@@ -42,7 +42,7 @@ def desk(modules, bundles, tmp_path):
 
     made = Desk(bundles, tmp_path / "talks", "reference")
     yield made
-    made.service.close()
+    made.close()
 
 
 def ask(desk, talk, tokens=8, seed=0):
@@ -133,3 +133,5 @@ def test_the_panel_shows_what_is_known_and_no_zero_for_the_rest(modules):
         assert text in page, text
     joules = rich.joules_per_token()
     assert joules == pytest.approx(5.0 * 2.2 / 10, rel=0.1)
+    bare.close()
+    rich.close()
