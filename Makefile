@@ -78,3 +78,7 @@ $(VENV)/.pack: $(VENV)/.made pyproject.toml setup.py constraints.txt
 $(VENV)/.test: $(VENV)/.pack
 	$(PIP) -e '.[pack,cubins,test]'
 	@touch $@
+
+$(VENV)/.browser: $(VENV)/.test
+	$(PIP) -e '.[pack,cubins,test,browser]'
+	@touch $@
