@@ -46,9 +46,9 @@ class Shares:
     activations: float
 
 
-# `bench --profile` on 2 cores of an AMD EPYC with AVX-512, 130M shapes, 2026-11-21: linears of a decode step 83 to 94 % of the bandwidth,
-# of 128 tokens 27 to 42 % of the int8 peak; the recurrences by their floats.
-CPU = Shares(memory=0.87, products8=0.36, products16=0.36, ssd=0.30, scan=0.09, conv=0.03, activations=0.5)
+# `bench --profile` on 2 quiet cores of an AMD EPYC with AVX-512, 130M and 370M shapes, 2026-11-21: linears of a decode step 92 to 116 % of the
+# bandwidth that plain reading reached in the same run, of 128 tokens 76 to 83 % of the int8 peak; the recurrences by their floats.
+CPU = Shares(memory=1.0, products8=0.79, products16=0.73, ssd=0.89, scan=0.14, conv=0.10, activations=0.5)
 # Memory: copies reach 72 to 75 of 102 GB/s on an Orin Nano (reported).  Products: from the published time to the first of 1024 tokens
 # of Mamba2-8B there (2.09 s W4A8, 2.32 s W4A16), taken as the 15W mode: one point each, so a fit and not a check.  Mamba2's recurrence
 # is counted as if tensor cores did at least what the f32 lanes do at most.
