@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
-from quamba_edge import telemetry
-from quamba_edge.telemetry import Recorder
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # run as a script, from anywhere
+
+from quamba_edge import telemetry  # noqa: E402
+from quamba_edge.telemetry import Recorder  # noqa: E402
 
 TREES = Path(__file__).resolve().parents[1] / "fake_sys"
 

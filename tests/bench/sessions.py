@@ -9,19 +9,22 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-import quamba_edge
-from quamba_edge.runtime import saved
-from quamba_edge.runtime.conversation import Conversation
-from quamba_edge.runtime.model import Model
-from quamba_edge.runtime.snapshots import NOTHING
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # run as a script, from anywhere
 
-REPO = Path(__file__).resolve().parents[2]
+import quamba_edge  # noqa: E402
+from quamba_edge.runtime import saved  # noqa: E402
+from quamba_edge.runtime.conversation import Conversation  # noqa: E402
+from quamba_edge.runtime.model import Model  # noqa: E402
+from quamba_edge.runtime.snapshots import NOTHING  # noqa: E402
+
 QUESTIONS = ["Tell me a story about a dog named Tim.", *["What did Tim do then?"] * 9]
 REPEATS = 5
 
@@ -88,7 +91,7 @@ def restoring(model: Model, folder: Path, tokens: int) -> dict[str, float | bool
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("bundle", nargs="?", type=Path, default=REPO / "tests" / "golden" / "mamba2.qedge")
+    parser.add_argument("bundle", nargs="?", type=Path, default=ROOT / "tests" / "golden" / "mamba2.qedge")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tokens", type=int, default=8192)
