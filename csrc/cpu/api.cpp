@@ -1,12 +1,12 @@
 /* What Python calls (backends/cpu.py), by ctypes: teams of threads, plans, and the memory's measured speed. */
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <deque>
 #include <string>
 #include <vector>
 
+#include "clock.h"
 #include "kernels.h"
 #include "team.h"
 
@@ -36,12 +36,6 @@ const Table* table_of(const char* instruction_set) {
     for (int i = 0, n = tables(&found); i < n; i++)
         if (!strcmp(found[i].name, instruction_set)) return &found[i];
     return nullptr;
-}
-
-double seconds() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
 }  // namespace

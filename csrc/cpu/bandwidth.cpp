@@ -1,12 +1,15 @@
 /* How fast this machine's memory can be read: the ceiling of decoding, which reads every weight once a token. */
 #include <stdint.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include <atomic>
 #include <memory>
 #include <thread>
 #include <vector>
+
+#include "clock.h"
+
+using quamba::seconds;
 
 namespace {
 
@@ -23,12 +26,6 @@ uint64_t read_all(const uint64_t* p, size_t n) {
     uint64_t total = 0;
     for (uint64_t v : a) total += v;
     return total;
-}
-
-double seconds() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
 }  // namespace

@@ -10,10 +10,6 @@ namespace {
 
 enum Sizes { M, K };
 
-Shape shape(const Call& c) {
-    return {{rows(c, c.size[M], c.size[K]).chunks()}, 0, sizeof(float) * size_t(c.size[K])};
-}
-
 template <class T>
 void hadamard(const Call& c, const Work& w) {
     const Split split = rows(c, c.size[M], c.size[K]);
@@ -21,20 +17,16 @@ void hadamard(const Call& c, const Work& w) {
     for (int64_t m = split.begin(w.chunk); m < split.end(w.chunk); m++) {
         const float* x = c.at<float>(0) + m * c.stride[0];
         __builtin_memcpy(v, x, sizeof(float) * size_t(c.size[K]));
-        const f32x16 factor = set(rotate(v, c.size[K]));
-        const Row<T> y = row_of<T>(c, 1, m, c.size[K]);
-        for (int64_t i = 0; i < c.size[K]; i += LANES) {
-            const int n = lanes_at(i, c.size[K]);
-            y.put(i, load(v + i, n) * factor, n);
-        }
+        const float factor = rotate(v, c.size[K]);
+        put_all(row_of<T>(c, 1, m, c.size[K]), v, factor, c.size[K]);
     }
 }
 
 }  // namespace
 
 extern const Kernel HADAMARD[2] = {
-    {"hadamard_i8", 3, 2, 0, shape, {hadamard<int8_t>}},
-    {"hadamard_f16", 2, 2, 0, shape, {hadamard<half>}},
+    {"hadamard_i8", 3, 2, 0, shape_of_copied_rows, {hadamard<int8_t>}},
+    {"hadamard_f16", 2, 2, 0, shape_of_copied_rows, {hadamard<half>}},
 };
 
 }  // namespace SIMD

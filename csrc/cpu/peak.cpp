@@ -1,8 +1,8 @@
 /* What this core's arithmetic can do at most with this instruction set: the ceiling of prefill.
  *
  * Independent sums in registers, no memory: multiply-adds a second of int8 dots (64 each) and of float fmas (16 each). */
-#include <time.h>
 
+#include "clock.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -12,12 +12,6 @@ namespace SIMD {
 namespace {
 
 constexpr int SUMS = 4 * TILE_N;  // as many as hide the latency, as few as leave registers
-
-double seconds() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
-}
 
 template <class Sum, class Step>
 double rate(double limit, int64_t each, Sum start, Step step) {

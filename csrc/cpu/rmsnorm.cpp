@@ -10,29 +10,20 @@ namespace {
 
 enum Sizes { M, K };
 
-Shape shape(const Call& c) {
-    return {{rows(c, c.size[M], c.size[K]).chunks()}, 0, 0};
-}
-
 template <class T>
 void rmsnorm(const Call& c, const Work& w) {
     const Split split = rows(c, c.size[M], c.size[K]);
     for (int64_t m = split.begin(w.chunk); m < split.end(w.chunk); m++) {
         const float* x = c.at<float>(0) + m * c.stride[0];
-        const f32x16 factor = set(inverse_rms(x, c.size[K], c.scalar[0]));
-        const Row<T> y = row_of<T>(c, 1, m, c.size[K]);
-        for (int64_t i = 0; i < c.size[K]; i += LANES) {
-            const int n = lanes_at(i, c.size[K]);
-            y.put(i, load(x + i, n) * factor, n);
-        }
+        put_all(row_of<T>(c, 1, m, c.size[K]), x, inverse_rms(x, c.size[K], c.scalar[0]), c.size[K]);
     }
 }
 
 }  // namespace
 
 extern const Kernel RMSNORM[2] = {
-    {"rmsnorm_i8", 3, 2, 1, shape, {rmsnorm<int8_t>}},
-    {"rmsnorm_f16", 2, 2, 1, shape, {rmsnorm<half>}},
+    {"rmsnorm_i8", 3, 2, 1, shape_of_rows, {rmsnorm<int8_t>}},
+    {"rmsnorm_f16", 2, 2, 1, shape_of_rows, {rmsnorm<half>}},
 };
 
 }  // namespace SIMD

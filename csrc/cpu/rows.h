@@ -59,9 +59,26 @@ inline float inverse_rms(const float* x, int64_t K, float eps) {
     return 1.0f / __builtin_sqrtf(sum(a + b) / float(K) + eps);
 }
 
+/* K values times a factor, as the result. */
+template <class T>
+inline void put_all(const Row<T>& y, const float* v, float factor, int64_t K) {
+    for (int64_t i = 0; i < K; i += LANES) {
+        const int n = lanes_at(i, K);
+        y.put(i, load(v + i, n) * set(factor), n);
+    }
+}
+
 /* Rows, some 16 KB of floats a chunk. */
 inline Split rows(const Call& c, int64_t M, int64_t K) {
     return {M, most<int64_t>(1, 4096 / K), c.threads};
+}
+
+/* Of an op whose first sizes are M and K: without scratch, and with a row of it for each thread. */
+inline Shape shape_of_rows(const Call& c) {
+    return {{rows(c, c.size[0], c.size[1]).chunks()}, 0, 0};
+}
+inline Shape shape_of_copied_rows(const Call& c) {
+    return {{rows(c, c.size[0], c.size[1]).chunks()}, 0, sizeof(float) * size_t(c.size[1])};
 }
 
 }  // namespace SIMD

@@ -1,7 +1,8 @@
 #include "team.h"
 
 #include <sched.h>
-#include <time.h>
+
+#include "clock.h"
 
 namespace quamba {
 
@@ -16,12 +17,6 @@ inline void pause() {
 #elif defined(__aarch64__)
     asm volatile("isb" ::: "memory");
 #endif
-}
-
-double now() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
 }  // namespace
@@ -43,7 +38,7 @@ void Team::run(const Stage* stages, int count, char* scratch, size_t stride, dou
     if (count == 0) return;
     first_ = ticket_.load(std::memory_order_relaxed) >> CHUNK_BITS;
     stages_ = stages, count_ = count, scratch_ = scratch, stride_ = stride, times_ = times;
-    mark_ = times ? now() : 0;
+    mark_ = times ? seconds() : 0;
     running_.store(true, std::memory_order_seq_cst);
     ticket_.store(first_ << CHUNK_BITS | uint64_t(stages[0].chunks), std::memory_order_seq_cst);
     if (sleeping_.load(std::memory_order_seq_cst)) {
@@ -89,7 +84,7 @@ bool Team::take(int thread) {
 
 void Team::finish(const Stage& stage) {
     if (!times_ || !stage.last) return;
-    const double t = now();
+    const double t = seconds();
     *times_++ = t - mark_;
     mark_ = t;
 }

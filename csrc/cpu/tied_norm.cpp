@@ -10,10 +10,6 @@ namespace {
 
 enum Sizes { M, K, ROTATE };
 
-Shape shape(const Call& c) {
-    return {{rows(c, c.size[M], c.size[K]).chunks()}, 0, sizeof(float) * size_t(c.size[K])};
-}
-
 template <class T>
 void tied_norm(const Call& c, const Work& w) {
     const int64_t columns = c.size[K];
@@ -29,20 +25,16 @@ void tied_norm(const Call& c, const Work& w) {
             const int n = lanes_at(i, columns);
             store(v + i, load(v + i, n) * set(factor) * load(weight + i, n), n);
         }
-        const f32x16 last = set(c.size[ROTATE] ? rotate(v, columns) : 1.0f);
-        const Row<T> y = row_of<T>(c, 2, m, columns);
-        for (int64_t i = 0; i < columns; i += LANES) {
-            const int n = lanes_at(i, columns);
-            y.put(i, load(v + i, n) * last, n);
-        }
+        const float last = c.size[ROTATE] ? rotate(v, columns) : 1.0f;
+        put_all(row_of<T>(c, 2, m, columns), v, last, columns);
     }
 }
 
 }  // namespace
 
 extern const Kernel TIED_NORM[2] = {
-    {"tied_norm_i8", 4, 3, 1, shape, {tied_norm<int8_t>}},
-    {"tied_norm_f16", 3, 3, 1, shape, {tied_norm<half>}},
+    {"tied_norm_i8", 4, 3, 1, shape_of_copied_rows, {tied_norm<int8_t>}},
+    {"tied_norm_f16", 3, 3, 1, shape_of_copied_rows, {tied_norm<half>}},
 };
 
 }  // namespace SIMD
