@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from html import escape
 
 from quamba_edge import telemetry
+from quamba_edge.profile.memory import rss
 from quamba_edge.serve.engine import Service
-from quamba_edge.serve.gauges import resident_bytes
 from quamba_edge.telemetry import energy
 from quamba_edge.telemetry.sample import Recorder
 
@@ -87,7 +87,7 @@ class Panel:
             sample = self._recorder.latest
             temp = max(sample.temps_c.values()) if sample is not None and sample.temps_c else None
             watts = sample.power_w if sample is not None else None
-            self.points.append(Point(now, speed, watts, temp, resident_bytes()))
+            self.points.append(Point(now, speed, watts, temp, rss()))
 
     def joules_per_token(self) -> float | None:
         """Of the latest answer; None where the machine tells too little."""

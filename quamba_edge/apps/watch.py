@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from types import TracebackType
 
 from quamba_edge import telemetry
+from quamba_edge.profile.memory import rss
 from quamba_edge.telemetry.sample import Recorder
-
-
-def memory(statm: Path = Path("/proc/self/statm")) -> int | None:
-    """Resident bytes of this process now; None where the system does not say."""
-    try:
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 class Watch:
@@ -39,7 +30,7 @@ class Watch:
 
     def seen(self) -> list[str]:
         """Such as ["210 MB", "5.1 W of VDD_IN"]: the process's memory now, the mean draw over the last answer."""
-        held, found = memory(), []
+        held, found = rss(), []
         if held is not None:
             found.append(f"{held / 1e6:.0f} MB")
         samples = self._recorder.samples() if self._recorder is not None else []

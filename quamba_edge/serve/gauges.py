@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from quamba_edge.profile.memory import rss
 from quamba_edge.runtime.state import state_bytes
 from quamba_edge.serve.engine import Service
 from quamba_edge.serve.metrics import Labels
@@ -23,7 +23,7 @@ def gauges(service: Service, look: Callable[[], Any] | None) -> Iterator[Gauge]:
     yield "quamba_sessions", "Conversations whose state is kept.", {(): kept}
     each = state_bytes(engine.specs, 1, engine.state_dtype)
     yield "quamba_session_bytes", "Memory of the kept states.", {(): kept * each}
-    yield "process_resident_memory_bytes", "Resident memory.", {(): resident_bytes()}
+    yield "process_resident_memory_bytes", "Resident memory.", {(): rss()}
     sample = look() if look is not None else None
     if sample is not None:
         of = (("of", str(sample.power_of or "unknown")),)
@@ -31,12 +31,3 @@ def gauges(service: Service, look: Callable[[], Any] | None) -> Iterator[Gauge]:
         zones: dict[Labels, float | None] = {(("zone", str(zone)),): value for zone, value in sample.temps_c.items()}
         yield "quamba_temperature_celsius", "By zone.", zones
         yield "quamba_memory_available_bytes", "Of the machine.", {(): sample.ram_available_bytes}
-
-
-def resident_bytes() -> int | None:
-    """Resident memory of this process; None where the kernel does not say."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError, ValueError):
-        return None

@@ -2,7 +2,8 @@
 
 import time
 
-from quamba_edge.apps.watch import Watch, memory
+from quamba_edge.apps.watch import Watch
+from quamba_edge.profile.memory import rss
 from quamba_edge.telemetry.sample import Sample
 
 
@@ -36,4 +37,4 @@ def test_what_the_machine_lacks_is_left_out(tmp_path):
     assert len(watch.seen()) == 1 and sensor.looks == 1, "nobody looks where there is nothing to see"
     watch.close()
     assert sensor.closed
-    assert memory() > 1 << 20 and memory(tmp_path / "none") is None
+    assert rss() > 1 << 20 and rss(tmp_path / "none") is None
