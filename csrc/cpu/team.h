@@ -27,8 +27,6 @@ class Team {
     explicit Team(int threads);
     ~Team();
 
-    int threads() const { return int(helpers_.size()) + 1; }
-
     /* Runs all stages; returns when they are done.  `scratch` has `stride` bytes for every thread.  Where `times` is not null, it
      * receives the seconds that each call took. */
     void run(const Stage* stages, int count, char* scratch, size_t stride, double* times);
