@@ -97,7 +97,7 @@ def test_errors_are_json_too(call):
 
 
 def test_tracebacks_only_on_demand(call, monkeypatch):
-    monkeypatch.setattr(cli, "VERBS", (cli.Verb("boom", "", lambda args: 1 / 0),))
+    monkeypatch.setattr(cli.command, "VERBS", (cli.verb.Verb("boom", "", lambda args: 1 / 0),))
     code, _, err = call("boom")
     assert code == 1 and is_one_line(err) and "ZeroDivisionError" in err and "report" in err
     code, _, err = call("boom", "-v")
@@ -118,7 +118,7 @@ def test_any_failure_is_a_line_and_a_code(call, monkeypatch, error, code):
     def fail(args):
         raise error
 
-    monkeypatch.setattr(cli, "VERBS", (cli.Verb("boom", "", fail),))
+    monkeypatch.setattr(cli.command, "VERBS", (cli.verb.Verb("boom", "", fail),))
     found, _, err = call("boom")
     assert found == code and is_one_line(err)
 
@@ -239,7 +239,9 @@ def test_doctor(call, monkeypatch):
 
 def test_infinity_is_null_in_json(call, monkeypatch):
     monkeypatch.setattr(
-        cli, "VERBS", (cli.Verb("v", "", lambda args: cli.Outcome({"a": [float("inf")], "p": Path("x")})),)
+        cli.command,
+        "VERBS",
+        (cli.verb.Verb("v", "", lambda args: cli.verb.Outcome({"a": [float("inf")], "p": Path("x")})),),
     )
     assert json.loads(call("v", "--json")[1], parse_constant=pytest.fail) == {"a": [None], "p": "x"}
 

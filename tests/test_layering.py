@@ -41,7 +41,7 @@ ORDER = (
     ("backends*",),
     ("runtime*",),
     ("telemetry*", "profile*", "tasks*"),
-    ("", "apps*", "serve*", "cli", "doctor", "pack", "search", "harness", "__main__"),
+    ("", "apps*", "serve*", "cli*", "doctor", "pack", "search", "harness", "__main__"),
 )
 WORKSTATION = (
     "checkpoint*",
