@@ -38,7 +38,7 @@ def write_checkpoint(
 ) -> Path:
     """A folder with config.json, weights, a byte-level tokenizer.json and a README.md with a licence; returns it.
 
-    layout "state-spaces" or "transformers"; `vocab` ids are padded to a multiple of `pad` rows.  A_log and D stay float32.
+    layout "state-spaces", "transformers" or (Mamba1 only) "falcon"; `vocab` ids are padded to a multiple of `pad` rows.  A_log and D stay float32.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,9 +46,9 @@ def write_checkpoint(
     (folder / "config.json").write_text(json.dumps(raw))
     weights = random_weights(parse_config(family, layout, raw), seed)
     stored = {n: t if n.endswith(("A_log", ".D")) else t.to(dtype) for n, t in weights.items()}
-    if layout == "transformers":
+    if layout != "state-spaces":
         stored["backbone.embeddings.weight"] = stored.pop("backbone.embedding.weight")
-    if tied and (layout == "transformers" or not bin):
+    if tied and (layout != "state-spaces" or not bin):
         del stored["lm_head.weight"]
     write_weights(folder, stored, sharded, bin)
     (folder / "tokenizer.json").write_text(tokenizer_json())
@@ -91,7 +91,7 @@ def config_json(
             "pad_vocab_size_multiple": pad,
             "tie_embeddings": tied,
         }
-    assert layout == "transformers", layout
+    assert layout == "transformers" or (layout, two) == ("falcon", False), layout
     E = 2 * d_model
     raw = {
         "architectures": ["Mamba2ForCausalLM" if two else "MambaForCausalLM"],
@@ -108,6 +108,8 @@ def config_json(
         "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": tied,
     }
+    if layout == "falcon":  # an expand that is not the truth, as in the published config.json
+        raw |= {"architectures": ["FalconMambaForCausalLM"], "model_type": "falcon_mamba", "expand": 16}
     if not two:
         return raw | {"intermediate_size": E, "time_step_rank": -(-d_model // 16)}
     raw |= {"head_dim": headdim, "num_heads": E // headdim, "n_groups": ngroups}

@@ -69,6 +69,7 @@ def kernels(stem: str) -> list[str]:
         "linear": tuple(
             f"linear_{k}{x}" for k in ("w4a8", "w8a8", "w4a16", "w8a16", "w16a16") for x in TOKENS.values()
         ),
+        "part_norm": ("part_norm",),
         "scan": tuple(f"scan_{k}_{s}" for k in ("f32", "i8") for s in STATES),
         "ssd": tuple(f"ssd_{k}_{s}" for k in ("f32", "i8") for s in STATES),
     }
@@ -118,6 +119,11 @@ def _gated_norm(name: str, s: Sizes, _: str) -> Launch:
     return Launch(name, (s["groups"], s["M"], 1), block, 4 * (columns + block // WARP))
 
 
+def _part_norm(name: str, s: Sizes, _: str) -> Launch:
+    block = _threads(s["E"] // s["parts"], 8)
+    return Launch(name, (s["parts"], s["M"], 1), block, 4 * block // WARP)
+
+
 def _conv_silu(name: str, s: Sizes, _: str) -> Launch:
     if s["W"] > 4:
         raise Missing(f"{name}: a window of {s['W']}, the CUDA kernel has at most 4: use --backend cpu")
@@ -159,6 +165,7 @@ _FAMILIES: dict[str, Callable[[str, Sizes, str], Launch]] = {
     "hadamard": _hadamard,
     "tied_norm": _tied_norm,
     "gated_norm": _gated_norm,
+    "part_norm": _part_norm,
     "conv_silu": _conv_silu,
     "scan": _scan,
     "ssd": _ssd,

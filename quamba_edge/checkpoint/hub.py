@@ -20,7 +20,6 @@ SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*.saf
 BINS = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 LAYERS = {"Mamba1": "mamba", "Mamba2": "mamba2"}  # ssm_cfg.layer
 NOT_THESE = {
-    "falcon_mamba": "it normalizes B, C and dt inside the layer",
     "jamba": "it has attention layers",
     "bamba": "it has attention layers",
     "zamba": "it has attention layers",
@@ -106,10 +105,12 @@ def _kind(raw: Fields) -> tuple[str, str]:
         return LAYERS[layer], "state-spaces"
     if "hidden_size" not in raw.raw:
         raise BadCheckpoint("config.json: has neither d_model nor hidden_size: it is not that of a Mamba model")
+    if model_type == "falcon_mamba":  # Mamba1 with norms on dt, B and C, which its Config reads
+        return "mamba", "transformers"
     if model_type not in ("mamba", "mamba2"):
         why = f" ({NOT_THESE[model_type]})" if isinstance(model_type, str) and model_type in NOT_THESE else ""
         raise BadCheckpoint(
-            f"config.json: model_type is {model_type!r}, expected mamba or mamba2: other architectures{why} are not supported"
+            f"config.json: model_type is {model_type!r}, expected mamba, mamba2 or falcon_mamba: other architectures{why} are not supported"
         )
     return str(model_type), "transformers"
 

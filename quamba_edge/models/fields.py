@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from quamba_edge.errors import BadCheckpoint
@@ -86,10 +86,10 @@ def padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def from_manifest(raw: Any, names: set[str]) -> dict[str, Any]:
-    """The fields of our own JSON, all of them and no others; BadCheckpoint otherwise."""
+def from_manifest(raw: Any, names: set[str], optional: Set[str] = frozenset()) -> dict[str, Any]:
+    """The fields of our own JSON, all of them but `optional` ones and no others; BadCheckpoint otherwise."""
     fields = Fields(raw, "model dimensions")
-    missing = names - set(fields.raw)
+    missing = names - set(fields.raw) - optional
     if missing or set(fields.raw) - names:
         found = ", ".join(sorted(map(str, fields.raw)))
         raise BadCheckpoint(f"model dimensions: found {found}; expected {', '.join(sorted(names))}")

@@ -71,11 +71,10 @@ def test_folders_that_are_no_checkpoints(tmp_path):
 @pytest.mark.parametrize(
     "raw, says",
     [
-        ({"hidden_size": 64, "model_type": "falcon_mamba"}, ("falcon_mamba", "normalizes B, C and dt")),
         ({"hidden_size": 64, "model_type": "jamba"}, ("jamba", "attention")),
         ({"hidden_size": 64, "model_type": "zamba2"}, ("zamba2", "attention")),
-        ({"hidden_size": 64, "model_type": "llama"}, ("llama", "mamba or mamba2")),
-        ({"hidden_size": 64}, ("None", "mamba or mamba2")),
+        ({"hidden_size": 64, "model_type": "llama"}, ("llama", "mamba, mamba2 or falcon_mamba")),
+        ({"hidden_size": 64}, ("None", "mamba, mamba2 or falcon_mamba")),
         ({"d_model": 64, "ssm_cfg": {"layer": "Mamba3"}}, ("Mamba3", "Mamba1 or Mamba2")),
         (config_json("mamba2", headdim=48), ("config.json", "headdim is 48")),
         (config_json("mamba2") | {"attn_layer_idx": [1]}, ("config.json", "attention")),

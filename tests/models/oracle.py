@@ -26,7 +26,10 @@ def transformers_model(config: Any, weights: dict[str, torch.Tensor], dtype: tor
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": False,
     }
-    if config.family == "mamba":
+    if config.family == "mamba" and config.mixer_norm_eps is not None:
+        own = {"time_step_rank": config.dt_rank, "mixer_rms_eps": config.mixer_norm_eps}
+        model = transformers.FalconMambaForCausalLM(transformers.FalconMambaConfig(**own, **common))
+    elif config.family == "mamba":
         model = transformers.MambaForCausalLM(transformers.MambaConfig(time_step_rank=config.dt_rank, **common))
     else:
         own = {"num_heads": config.n_heads, "head_dim": config.headdim, "n_groups": config.ngroups, "chunk_size": 16}
@@ -93,8 +96,10 @@ def _mamba_loop(c: Any, w: dict[str, np.ndarray], u: np.ndarray) -> np.ndarray:
     h, out = np.zeros((E, N)), np.zeros_like(u)
     for t in range(len(u)):
         dbc = w["x_proj.weight"] @ x[t]
-        dt = np.log1p(np.exp(w["dt_proj.weight"] @ dbc[:R] + w["dt_proj.bias"]))
-        B, C, y = dbc[R : R + N], dbc[R + N :], np.zeros(E)
+        low, B, C, y = dbc[:R], dbc[R : R + N], dbc[R + N :], np.zeros(E)
+        if c.mixer_norm_eps is not None:
+            low, B, C = (v / np.sqrt((v**2).mean() + c.mixer_norm_eps) for v in (low, B, C))
+        dt = np.log1p(np.exp(w["dt_proj.weight"] @ low + w["dt_proj.bias"]))
         for e in range(E):
             h[e] = np.exp(dt[e] * -np.exp(w["A_log"][e])) * h[e] + dt[e] * B * x[t, e]
             y[e] = (h[e] @ C + w["D"][e] * x[t, e]) * silu(z[t, e])

@@ -20,6 +20,7 @@ FAMILIES = ("mamba", "mamba2")
 # Every family's plain form, and the forms that are easy to get wrong.
 SHAPES = {
     "mamba": ("mamba", {}),
+    "falcon": ("mamba", {"layout": "falcon", "tied": False}),
     "mamba2": ("mamba2", {}),
     "grouped": ("mamba2", {"ngroups": 4}),
     "one head a group": ("mamba2", {"ngroups": 8}),
@@ -44,7 +45,8 @@ def quiet_torch():
 def made(shape: str, dtype=torch.float64, seed=0, **more):
     """(config, canonical weights, LM) of a tiny random model."""
     family, options = SHAPES[shape]
-    config = parse_config(family, "state-spaces", config_json(family, **{**options, **more}))
+    options = {"layout": "state-spaces", **options, **more}
+    config = parse_config(family, options["layout"], config_json(family, **options))
     weights = random_weights(config, seed)
     lm = models.find(family, "reference").LM(config)
     lm.load_state_dict(weights)

@@ -33,6 +33,7 @@ WEIGHTS = {
     "xbc_scale",
 }
 BEFORE, AFTER = 5, 3  # columns around a strided argument: as odd as a program could have them
+AROUND = 99  # what these hold
 
 Inputs = dict[str, np.ndarray]
 
@@ -174,7 +175,16 @@ def run(backend: Backend, op: Op, case: Mapping[str, Any], inputs: Inputs) -> In
             assert (backend.download(blocks[arg.name]) == contents[arg.name]).all(), (
                 f"{op.name} changed its input {arg.name}"
             )
-    return {a.name: results[a.name].reshape(shape_of(a, sizes)) for a in op.results}
+    return {a.name: _within(a, results[a.name], op.name).reshape(shape_of(a, sizes)) for a in op.results}
+
+
+def _within(arg: Arg, found: np.ndarray, op: str) -> np.ndarray:
+    """The result itself, of a buffer that may be wider; what lies around it must be as it was."""
+    if not arg.strided:
+        return found
+    around = np.delete(found, slice(BEFORE, found.shape[-1] - AFTER), -1)
+    assert (around == AROUND).all(), f"{op}: changed what lies beside {arg.name}"
+    return found[..., BEFORE : found.shape[-1] - AFTER]
 
 
 def _padded(arg: Arg, shape: tuple[int, ...], inputs: Inputs) -> np.ndarray:
@@ -183,4 +193,4 @@ def _padded(arg: Arg, shape: tuple[int, ...], inputs: Inputs) -> np.ndarray:
     if not arg.strided:
         return values
     flat = values.reshape(math.prod(shape[:-1]), shape[-1])
-    return np.pad(flat, ((0, 0), (BEFORE, AFTER)), constant_values=99)
+    return np.pad(flat, ((0, 0), (BEFORE, AFTER)), constant_values=AROUND)

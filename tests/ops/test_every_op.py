@@ -22,7 +22,7 @@ EVERY = [pytest.param(name, i, id=f"{name}-{i}") for name, op in OPS.items() for
 
 def test_the_contract_has_all_its_ops() -> None:
     """docs/architecture.md, section 3."""
-    expected = {f"embed_w{b}" for b in (4, 8, 16)} | {"gated_norm"}
+    expected = {f"embed_w{b}" for b in (4, 8, 16)} | {"gated_norm", "part_norm"}
     expected |= {f"linear_{m}" for m in ("w4a8", "w8a8", "w4a16", "w8a16", "w16a16")}
     expected |= {f"{n}_{k}" for n in ("rmsnorm", "tied_norm", "hadamard", "quantize") for k in ("i8", "f16")}
     expected |= {f"{n}_{k}" for n in ("conv_silu", "ssd", "scan") for k in ("i8", "f32")}

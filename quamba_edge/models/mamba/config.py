@@ -20,6 +20,7 @@ class Config:
 
     vocab_size       rows of the embedding and of the head, padding included (V)
     true_vocab_size  ids below this one mean something
+    mixer_norm_eps   Falcon-Mamba: low-rank dt, B and C are each divided by their root mean square, with this eps; else None
     """
 
     family: ClassVar[str] = "mamba"
@@ -34,6 +35,7 @@ class Config:
     dt_rank: int
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
+    mixer_norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         raw = Fields(asdict(self), "model dimensions")
@@ -41,6 +43,7 @@ class Config:
             raw.count(key)
         raw.number("norm_eps", 1e-5)
         raw.flag("tie_embeddings", True)
+        raw.number("mixer_norm_eps", 1e-6)
         if self.d_conv < 2:
             raise raw.bad("d_conv", "2 or more")
         if self.true_vocab_size > self.vocab_size:
@@ -71,7 +74,7 @@ class Config:
 
     @classmethod
     def from_transformers(cls, raw: Any) -> Config:
-        """From the config.json of transformers' MambaConfig, whose vocab_size counts the rows."""
+        """From the config.json of transformers' MambaConfig or FalconMambaConfig, whose vocab_size counts the rows."""
         top = Fields(raw)
         reject_transformers(top)
         D, vocab = top.count("hidden_size"), top.count("vocab_size")
@@ -86,17 +89,18 @@ class Config:
             dt_rank=_rank(top, "time_step_rank", D),
             norm_eps=top.number("layer_norm_epsilon", 1e-5),
             tie_embeddings=top.flag("tie_word_embeddings", True),
+            mixer_norm_eps=top.number("mixer_rms_eps", 1e-6) if top.raw.get("model_type") == "falcon_mamba" else None,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` is its inverse."""
-        return asdict(self)
+        """Plain JSON values; `from_json` is its inverse.  A mixer without norms says nothing of them, as bundles always did."""
+        return {k: v for k, v in asdict(self).items() if k != "mixer_norm_eps" or v is not None}
 
     @classmethod
     def from_json(cls, raw: Any) -> Config:
         """From a bundle's manifest; BadBundle when a field is missing, unknown or senseless."""
         try:
-            return cls(**from_manifest(raw, {f.name for f in fields(cls)}))
+            return cls(**from_manifest(raw, {f.name for f in fields(cls)}, {"mixer_norm_eps"}))
         except BadCheckpoint as e:
             raise BadBundle(f"the bundle's {e}; pack it again") from None
 

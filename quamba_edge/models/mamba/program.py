@@ -2,6 +2,9 @@
 
 Where the convolution writes int8 codes, x_proj reads them as they are: their per-channel scales are folded into its columns, and
 its in_scale is 1.
+
+Falcon-Mamba (config.mixer_norm_eps) normalizes all three parts of x_proj's output: the first on its way into dt_proj, B and C where
+they lie.
 """
 
 from __future__ import annotations
@@ -38,7 +41,14 @@ def _layer(b: Builder, at: str) -> None:
 
     dbc, dt = b.buffer("x_proj", (M, R + 2 * N), "f32"), b.buffer("dt", (M, E), "f32")
     b.linear(f"{at}.x_proj", x if kind == "i8" else b.inputs("quantize", f"{at}.x_proj", x, M, E), dbc, M)
-    b.linear(f"{at}.dt_proj", b.inputs("quantize", f"{at}.dt_proj", b.cols(dbc, 0, R), M, R), dt, M)
+    low, eps = b.cols(dbc, 0, R), c.mixer_norm_eps
+    if eps is None:
+        low = b.inputs("quantize", f"{at}.dt_proj", low, M, R)
+    else:
+        low = b.inputs("rmsnorm", f"{at}.dt_proj", low, M, R, eps=float(eps))
+        BC = {"x": b.cols(dbc, R, R + 2 * N)}
+        b.step("part_norm", f"{at}.norm", BC, M=M, E=2 * N, parts=2, eps=float(eps))
+    b.linear(f"{at}.dt_proj", low, dt, M)
 
     y = b.buffer("y", (M, E), "f32")
     ssm = {"x": x, "dt": dt, "z": b.cols(xz, E, 2 * E), "state": b.state(f"{at}.ssm", (E, N), "state"), "y": y}

@@ -39,7 +39,7 @@ class Mixer(nn.Module):
         z = tap("z", z)
         x, conv = self.conv1d(x, state.conv)
         x = tap("x", x)
-        low, B, C = self._split(self.x_proj(x))
+        low, B, C = self._split(self.x_proj(x))  # normalized where the model is a Falcon-Mamba
         B, C = tap("B", B), tap("C", C)
         assert self.dt_proj.bias is not None
         dt = tap("dt", F.linear(tap("dt_proj", low), self.dt_proj.weight))
@@ -64,7 +64,11 @@ class Mixer(nn.Module):
         return State(u.new_zeros(batch, c.d_inner, c.d_conv - 1), u.new_zeros(batch, c.d_inner, c.d_state))
 
     def _split(self, projected: Tensor) -> tuple[Tensor, ...]:
-        return projected.split([self.config.dt_rank, self.config.d_state, self.config.d_state], -1)
+        parts = projected.split([self.config.dt_rank, self.config.d_state, self.config.d_state], -1)
+        eps = self.config.mixer_norm_eps
+        if eps is None:
+            return tuple(parts)
+        return tuple(v * torch.rsqrt(v.square().mean(-1, keepdim=True) + eps) for v in parts)
 
 
 def scan(
