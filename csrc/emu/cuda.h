@@ -141,6 +141,29 @@ inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t select) {
 inline float __half2float(half h) { return quamba::half_to_float(h); }
 inline half __float2half_rn(float v) { return quamba::float_to_half(v); }
 inline int __float2int_rn(float v) { return int(lrintf(v)); }
+inline uint32_t __float_as_uint(float v) {
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dsub_rn(double a, double b) { return a - b; }
+// One operating system thread: nothing comes between.
+inline int atomicAdd(int* at, int v) {
+    const int before = *at;
+    *at += v;
+    return before;
+}
+inline int atomicMax(int* at, int v) {
+    const int before = *at;
+    if (v > before) *at = v;
+    return before;
+}
 inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
 template <class T>
 inline T min(T a, T b) {

@@ -99,6 +99,13 @@ class Recorded:
 
 
 @dataclass
+class Chooser(Recorded):
+    """The launches that choose a token (csrc/cuda/sample.cu); their arrays are in `arrays`."""
+
+    arrays: dict[str, Block] = field(default_factory=dict)
+
+
+@dataclass
 class Resident:
     """A bundle's weights on the device: name to address, and the segments that hold them."""
 
@@ -194,6 +201,28 @@ class CudaBackend(Backend):
         launches() if recorded.graph is None else self.device.replay(recorded.graph)
         self.device.mark(True)
         recorded.runs += 1
+
+    def chooser(self, logits: Block, V: int) -> Chooser | None:
+        try:
+            launches = launch.sample(V)
+        except Missing:
+            return None
+        sizes = {name: np.dtype(dtype).itemsize * count(V) for name, (dtype, count) in launch.SAMPLE_ARRAYS.items()}
+        arrays = {name: self.alloc((size,), "u8") for name, size in {**sizes, "how": launch.REQUEST}.items()}
+        arrays["logits"] = logits
+        calls: list[tuple[Launch, list[object]]] = [
+            (what, [*(Address(arrays[name].memory.address) for name in names), V]) for what, names in launches
+        ]
+        return Chooser(calls, [arrays], arrays=arrays)
+
+    def ask(self, chooser: Chooser, request: np.ndarray) -> None:
+        assert request.nbytes <= launch.REQUEST, f"a request of {request.nbytes} bytes"
+        self._do(self.device.upload, chooser.arrays["how"].memory.address, request)
+
+    def chosen(self, chooser: Chooser) -> int | None:
+        token = np.empty(1, np.int32)
+        self._do(self.device.download, chooser.arrays["token"].memory.address, token)
+        return int(token[0]) if token[0] >= 0 else None
 
     def times(self, recorded: Recorded) -> np.ndarray:
         """Run it once, launch by launch, and the seconds that each step of the program took, f64 (steps,)."""

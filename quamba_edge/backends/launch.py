@@ -54,15 +54,40 @@ def arguments(
     return found + [float(scalars[a.name]) for a in op.args if isinstance(a, Scalar)]
 
 
-def argmax(sequences: int) -> Launch:
-    """The largest of each sequence's logits: argmax(x (S, V), y i32 (S), V, true V)."""
-    return Launch("argmax", (sequences, 1, 1), MOST_THREADS, MOST_THREADS * 8)
+# csrc/cuda/sample.cu: logits of a block, bins of its histogram, candidates it can sort.
+PIECE, BINS, LOOK = 2048, 4096, 1024
+EDITS = 4096  # logits that a request may change
+REQUEST = 8 * (8 + 4 * EDITS)  # bytes of the longest request
+HOST = -2  # instead of a token: the host must choose.  -1: the logits are no numbers, which the host says in words
+SAMPLE_ARRAYS = {  # name: numpy dtype, elements for V logits
+    "values": ("f4", lambda V: V),
+    "peaks": ("f4", lambda V: ceil(V / PIECE)),
+    "places": ("i4", lambda V: ceil(V / PIECE)),
+    "shares": ("f8", lambda V: ceil(V / PIECE)),
+    "bins": ("i4", lambda V: BINS),
+    "token": ("i4", lambda V: 1),
+}
+
+
+def sample(V: int) -> list[tuple[Launch, list[str]]]:
+    """How to choose a token from V logits: launches, and the names of their arrays in order (then V): `logits`, `how`
+    (runtime/sampling.py's request) and SAMPLE_ARRAYS.  Missing for a vocabulary that the kernels do not reach."""
+    pieces = ceil(V / PIECE)
+    if pieces > LOOK:
+        raise Missing(f"a vocabulary of {V}, the sampling kernels take {LOOK * PIECE}: use --backend cpu")
+    return [
+        (
+            Launch("sample_values", (pieces, 1, 1), 256, 4 * (PIECE + 512)),
+            "logits how values peaks places bins".split(),
+        ),
+        (Launch("sample_shares", (pieces, 1, 1), 256, 8 * 256 + 4 * BINS), "values how peaks shares bins".split()),
+        (Launch("sample_draw", (1, 1, 1), LOOK, 16 * LOOK + 16), "values how peaks places shares bins token".split()),
+    ]
 
 
 def kernels(stem: str) -> list[str]:
     """Names of the kernels that csrc/cuda/<stem>.cu must have."""
     ops = {
-        "argmax": ("argmax",),
         "conv_silu": ("conv_silu_f32", "conv_silu_i8"),
         "embed": ("embed_w4", "embed_w8", "embed_w16"),
         "gated_norm": ("gated_norm",),
@@ -70,6 +95,7 @@ def kernels(stem: str) -> list[str]:
             f"linear_{k}{x}" for k in ("w4a8", "w8a8", "w4a16", "w8a16", "w16a16") for x in TOKENS.values()
         ),
         "part_norm": ("part_norm",),
+        "sample": ("sample_values", "sample_shares", "sample_draw"),
         "scan": tuple(f"scan_{k}_{s}" for k in ("f32", "i8") for s in STATES),
         "ssd": tuple(f"ssd_{k}_{s}" for k in ("f32", "i8") for s in STATES),
     }

@@ -94,7 +94,8 @@ class Engine:
         if key not in self._plans:
             blocks = self.slot(sequences).state.blocks
             arena = self._arena(sequences, logits == "all")
-            self._plans[key] = Plan(self.backend, self.program(*key), self.bundle, arena, blocks)
+            chooses = self.vocab_size if (sequences, tokens, logits) == (1, 1, "last") else None
+            self._plans[key] = Plan(self.backend, self.program(*key), self.bundle, arena, blocks, chooses)
         return self._plans[key]
 
     def _arena(self, sequences: int, scoring: bool) -> Arena:

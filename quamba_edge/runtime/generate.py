@@ -30,7 +30,7 @@ class Session(Protocol):
     @property
     def logits(self) -> np.ndarray | None: ...
     def prefill(self, tokens: Sequence[int]) -> np.ndarray: ...
-    def decode(self, token: int) -> np.ndarray: ...
+    def choose(self, token: int, request: Callable[[], np.ndarray | None]) -> int | None: ...
     def seek(self, ids: Sequence[int]) -> Reuse: ...
     def mark(self) -> None: ...
 
@@ -129,11 +129,17 @@ def _steps(
     eos: frozenset[int],
 ) -> Iterator[Step]:
     mark = time.perf_counter()
-    logits, history, length, reuse = read()
+    logits, history, length, reuse = read()  # type: np.ndarray | None, list[int], int, Reuse
+    chosen: int | None = None
     known = len(history)
     stream, first, busy = tokenizer.stream(), 0.0, 0.0
     for count in range(1, max_tokens + 1):
-        token = sampler.pick(logits, history, known)
+        if chosen is None:
+            assert logits is not None, "a session that leaves the choice to us has logits"
+            token = sampler.pick(logits, history, known)
+        else:
+            token = chosen
+            sampler.answered()
         history.append(token)
         text = watch.push("" if token in eos else stream.push(token))
         reason = "stop" if watch.stopped else "eos" if token in eos else "length" if count == max_tokens else None
@@ -150,7 +156,8 @@ def _steps(
         mark = time.perf_counter()  # what the caller did with the step is not our time
         if count == 1:
             session.mark()  # here an answer is tried again; after the first token has gone out, so that it comes no later
-        logits = session.decode(token)
+        chosen = session.choose(token, partial(sampler.request, history, known))
+        logits = session.logits if chosen is None else None
 
 
 class StopWatch:

@@ -39,18 +39,38 @@ class Arena:
 
 
 class Plan:
-    """`run(tokens)` advances the states by one program; `logits()` reads what it left."""
+    """`run(tokens)` advances the states by one program; `logits()` reads what it left.
 
-    def __init__(self, backend: Backend, program: Program, weights: Weights, arena: Arena, states: Mapping[str, Block]):
+    vocabulary  how many of the logits' ids may be chosen, for a backend that chooses: `run(tokens, request)`, then `chosen()`
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        program: Program,
+        weights: Weights,
+        arena: Arena,
+        states: Mapping[str, Block],
+        vocabulary: int | None = None,
+    ):
         self.program, self.backend = program, backend
         self.buffers = arena.bind(program)
         self._recorded = backend.record(program, weights, self.buffers, states)
+        self.chooser = backend.chooser(self.buffers["logits"], vocabulary) if vocabulary else None
 
-    def run(self, tokens: np.ndarray) -> None:
-        """tokens (S, T), checked by the caller to be rows of the embedding."""
+    def run(self, tokens: np.ndarray, request: np.ndarray | None = None) -> None:
+        """tokens (S, T), checked by the caller to be rows of the embedding.  With a request the backend chooses what follows."""
         assert tokens.shape == (self.program.sequences, self.program.tokens), f"tokens of shape {tokens.shape}"
         self.backend.upload(self.buffers["tokens"], np.ascontiguousarray(tokens, np.int32).reshape(-1))
+        if request is not None:  # before the run, which the copy would wait for
+            self.backend.ask(self.chooser, request)
         self.backend.run(self._recorded)
+        if request is not None:
+            self.backend.run(self.chooser)
+
+    def chosen(self) -> int | None:
+        """What the backend chose after the last run with a request; None where the host must choose from `logits`."""
+        return self.backend.chosen(self.chooser)
 
     def logits(self) -> np.ndarray:
         """f32 (S, V) or (S * T, V), the padded vocabulary included; the program must compute them."""

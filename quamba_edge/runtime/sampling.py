@@ -11,21 +11,27 @@ The steps, in this order (that of transformers and vLLM; llama.cpp applies tempe
     top_p               of those, the fewest most likely ones that together have at least the share p (arXiv 1904.09751)
     min_p               of those, the ones at least min_p times as likely as the likeliest (arXiv 2407.01082)
 
-Then one draw from what is left, in float64.  Equal seeds give equal draws on every machine with equal logits.
+Then one draw from what is left, in float64.  Equal seeds give equal draws on every machine with equal logits.  A changed logit is
+rounded to f32, as the others are.
+
+A backend may choose instead (`Sampler.request`, csrc/cuda/sample.cu): by the same rule, with the same random number.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from quamba_edge.backends.launch import EDITS, LOOK
 from quamba_edge.errors import BadUsage, CheckFailed
 
 # top_p without top_k looks at this many of the likeliest first: sorting 256,000 logits costs more than a token at 130M.
 FIRST_LOOK = 1024
+COLDEST = 1e-30  # lowest temperature above 0 that is left to a backend
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class Sampler:
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
+        self._drawn: float | None = None  # drawn, and not used yet
         # Greedy and nothing else, the usual case: one pass over the logits, an eighth of what checking and penalties take.
         neutral = sampling.repetition_penalty == 1 and not sampling.presence_penalty and not sampling.frequency_penalty
         self._plain = sampling.temperature == 0 and neutral and not sampling.logit_bias
@@ -98,9 +105,49 @@ class Sampler:
         if self.sampling.temperature == 0:
             return int(np.argmax(values))
         ids, chances = candidates(values, self.sampling)
-        reach = np.cumsum(chances)
-        place = int(np.searchsorted(reach, self._random.random() * reach[-1], side="right"))
+        reach, draw, self._drawn = np.cumsum(chances), self._draw(), None
+        place = int(np.searchsorted(reach, draw * reach[-1], side="right"))
         return int(ids[min(place, len(ids) - 1)])
+
+    def request(self, history: Sequence[int], prompt_tokens: int) -> np.ndarray | None:
+        """What a backend needs to choose the next token, f64: random number, temperature, top_p, min_p, top_k, how many logits
+        change, two zeros; then of each of those its id, bias, factor and subtrahend.  None where it should not be asked.
+
+        `answered` says that it chose; else `pick` draws with the same random number.
+        """
+        s, edits = self.sampling, self._edits(history, prompt_tokens)
+        if 0 < s.temperature < COLDEST or s.top_k > LOOK or len(edits) > EDITS:
+            return None
+        draw = self._draw() if s.temperature else 0.0
+        settings = [draw, s.temperature, s.top_p, s.min_p, s.top_k, len(edits), 0, 0]
+        return np.concatenate([np.array(settings, np.float64), edits.reshape(-1)])
+
+    def answered(self) -> None:
+        """A backend chose with the last request's random number."""
+        self._drawn = None
+
+    def _draw(self) -> float:
+        """The next random number, until it was used."""
+        if self._drawn is None:
+            self._drawn = float(self._random.random())
+        return self._drawn
+
+    def _edits(self, history: Sequence[int], prompt_tokens: int) -> np.ndarray:
+        """f64 (n, 4): id, what is added to its logit, what divides a positive one and multiplies others, what is subtracted."""
+        s, answer = self.sampling, history[prompt_tokens:]
+        repeated = set(history) if s.repetition_penalty != 1 else set()
+        counts = Counter(answer) if s.presence_penalty or s.frequency_penalty else Counter()
+        ids = sorted({int(i) for i in (*s.logit_bias, *repeated, *counts)})
+        rows = [
+            (
+                i,
+                s.logit_bias.get(i, 0.0),
+                s.repetition_penalty if i in repeated else 1.0,
+                s.presence_penalty + s.frequency_penalty * counts[i] if i in counts else 0.0,
+            )
+            for i in ids
+        ]
+        return np.array(rows, np.float64).reshape(-1, 4)
 
     def _penalised(self, logits: np.ndarray, history: Sequence[int], prompt_tokens: int) -> np.ndarray:
         s = self.sampling
@@ -112,20 +159,16 @@ class Sampler:
             raise CheckFailed(
                 f"the model's logits hold {found}, expected finite numbers: `quamba-edge verify` finds the op"
             )
-        for i, bias in s.logit_bias.items():
+        for i in s.logit_bias:
             if i >= values.size:
                 raise BadUsage(f"logit_bias names token {i}, the vocabulary ends at {values.size - 1}")
-            values[i] += bias
-        seen = np.asarray(history, dtype=np.int64)
-        if s.repetition_penalty != 1 and seen.size:
-            ids = np.unique(seen)
-            values[ids] = np.where(
-                values[ids] > 0, values[ids] / s.repetition_penalty, values[ids] * s.repetition_penalty
-            )
-        answer = seen[prompt_tokens:]
-        if (s.presence_penalty or s.frequency_penalty) and answer.size:
-            ids, counts = np.unique(answer, return_counts=True)
-            values[ids] -= s.presence_penalty + s.frequency_penalty * counts
+        edits = self._edits(history, prompt_tokens)
+        if len(edits):
+            ids, (bias, factor, less) = edits[:, 0].astype(np.int64), edits[:, 1:].T
+            changed = values[ids] + bias
+            with np.errstate(over="ignore"):
+                changed = np.where(changed > 0, changed / factor, changed * factor) - less
+                values[ids] = changed.astype(np.float32)
         if values.max() == -math.inf:
             raise BadUsage("logit_bias forbids every token")
         return values

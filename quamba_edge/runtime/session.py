@@ -7,12 +7,14 @@ and read what is missing again.  runtime/saved.py puts a session into a file.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from quamba_edge.errors import BadUsage
 from quamba_edge.runtime.engine import CHUNKS, Engine, chunks
+from quamba_edge.runtime.plan import Plan
 from quamba_edge.runtime.seen import Reuse, Seen
 from quamba_edge.runtime.snapshots import NOTHING, Keep, Ring, Snapshot
 from quamba_edge.runtime.state import State, state_bytes
@@ -30,7 +32,9 @@ class Session:
 
     def __init__(self, engine: Engine, keep: Keep = NOTHING):
         self.engine, self.keep = engine, keep
-        self.seen, self.logits = Seen(), None  # type: Seen, np.ndarray | None
+        self.seen = Seen()
+        self._logits: np.ndarray | None = None
+        self._late: Plan | None = None  # the plan that has the logits, where nobody has asked for them yet
         room = self.keep.room(state_bytes(engine.specs, 1, engine.state_dtype) + 4 * engine.vocab_size)
         self.snapshots = Ring(self.keep.every, room)
         self._parked: State | None = None  # the state, while another session runs; None: that before the first token
@@ -42,6 +46,16 @@ class Session:
     @property
     def count(self) -> int:
         return self.seen.count
+
+    @property
+    def logits(self) -> np.ndarray | None:
+        if self._late is not None:
+            self.logits = self._late.logits()[0, : self.engine.vocab_size]
+        return self._logits
+
+    @logits.setter
+    def logits(self, logits: np.ndarray | None) -> None:
+        self._logits, self._late = logits, None
 
     def prefill(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Consume tokens (at least one); logits f32 (vocab_size,) of what follows the last.
@@ -55,6 +69,19 @@ class Session:
     def decode(self, token: int) -> np.ndarray:
         """Consume one token; logits f32 (vocab_size,) of what follows."""
         return self.prefill([token])
+
+    def choose(self, token: int, request: Callable[[], np.ndarray | None]) -> int | None:
+        """Consume one token, and have the backend choose what follows by `request()`; None where that is left to the host.
+
+        The logits stay where they are until somebody asks for them.
+        """
+        asked = request() if self.engine.plan(1, 1, "last").chooser is not None else None
+        if asked is None:
+            self.decode(token)
+            return None
+        (chosen,) = self._consume([token], "last", asked)
+        self._late = self.engine.plan(1, 1, "last")
+        return chosen
 
     def read(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Consume tokens (at least one); logits f32 (T, vocab_size) of what follows each, to score a text while it is read."""
@@ -140,8 +167,8 @@ class Session:
         self.snapshots = other.snapshots
 
     def park(self, state: State) -> None:
-        """Keep the state on the host: another session takes the working one."""
-        self._parked = state
+        """Keep the state on the host: another session takes the working one, and its next run the logits' place."""
+        self._parked, self.logits = state, self.logits
 
     def _hold(self) -> None:
         """Have the working state be this session's."""
@@ -153,8 +180,13 @@ class Session:
         slot.holder = weakref.ref(self)
         slot.spare, self._parked = self._parked, None
 
-    def _consume(self, tokens: Sequence[int] | np.ndarray, logits: str) -> Iterator[np.ndarray]:
-        """Run the chunks; of each, or only of the last, its logits (T, vocab_size) or (1, vocab_size)."""
+    def _consume(
+        self, tokens: Sequence[int] | np.ndarray, logits: str, request: np.ndarray | None = None
+    ) -> Iterator[Any]:
+        """Run the chunks; of each, or only of the last, its logits (T, vocab_size) or (1, vocab_size).
+
+        With a request, for a single token: what the backend chose.
+        """
         ids = self.engine.checked(tokens)
         if ids.ndim != 1 or not len(ids):
             raise BadUsage("a prompt has at least one token: give some text, or the model's own begin-of-text token")
@@ -167,11 +199,11 @@ class Session:
                 wanted = logits if logits == "all" or i == len(sizes) - 1 else "none"
                 self.logits = None  # not of this place any more
                 plan = self.engine.plan(1, size, wanted)
-                plan.run(ids[None, start : start + size])
+                plan.run(ids[None, start : start + size], request)
                 self.seen.push(ids[start : start + size].tolist())
                 start += size
                 if wanted != "none":
-                    yield plan.logits()[:, : self.engine.vocab_size]
+                    yield plan.logits()[:, : self.engine.vocab_size] if request is None else plan.chosen()
         except BaseException:
             self._back_to(self.snapshots.before(self.count))  # a chunk that stopped half-way leaves a state of no text
             raise

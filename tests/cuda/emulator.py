@@ -46,7 +46,11 @@ def build(folder: Path = BUILD, sources: list[Path] | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for source in sources or sorted(CUDA.glob("*.cu")):
+        chosen = sources or sorted(CUDA.glob("*.cu"))
+        for old in {p.stem for p in folder.glob("*.cpp")} - {p.stem for p in chosen}:  # of a kernel that is no more
+            for kind in ("cpp", "o"):
+                (folder / f"{old}.{kind}").unlink(missing_ok=True)
+        for source in chosen:
             entries = [f'static quamba::emu::Kernel entry_{n}("{n}", {n});' for n in launch.kernels(source.stem)]
             text = "\n".join(['#include "emulator.h"', f'#include "{source}"', *entries, ""])
             wrapper = folder / f"{source.stem}.cpp"

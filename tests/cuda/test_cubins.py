@@ -59,7 +59,8 @@ def test_nothing_spills_and_every_block_fits(built):
             for state in launch.STATES:
                 what = launch.launch(op, harness.sizes_of(op, case)[0], state)
                 assert used[what.kernel]["registers"] * what.block <= 65536, f"{what}: {used[what.kernel]}"
-    assert used["argmax"]["registers"] * launch.argmax(1).block <= 65536
+    for what, _ in launch.sample(256000):
+        assert used[what.kernel]["registers"] * what.block <= 65536
 
 
 @needs_compiler
@@ -68,7 +69,7 @@ def test_what_is_up_to_date_is_left_alone(built):
     before = (folder / "linear.cubin").stat().st_mtime_ns
     assert cubins.build(folder.parent, 87) == record
     assert (folder / "linear.cubin").stat().st_mtime_ns == before
-    (folder / "argmax.cubin").write_bytes(b"")
+    (folder / "sample.cubin").write_bytes(b"")
     assert cubins.up_to_date(folder, record["toolkit"], record["sources"]) is None
 
 

@@ -2,14 +2,13 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from quamba_edge.backends import launch
 from quamba_edge.backends.launch import Launch
 from quamba_edge.errors import Missing
 from quamba_edge.ops.op import all_ops
-from tests.cuda.emulator import CUDA, EmulatedBackend, Emulator, EmulatorError, Pointer, build
+from tests.cuda.emulator import CUDA, EmulatedBackend, Emulator, EmulatorError, build
 from tests.native.build import why_not
 from tests.ops import harness
 
@@ -100,26 +99,9 @@ def test_a_wrong_launch_is_seen(name, changes, said, emulator, monkeypatch):
 def test_it_goes_on_after_an_error(emulator):
     with pytest.raises(EmulatorError):
         emulator.run(Launch("nothing", (1, 1, 1), 32), [])
-    x, y = np.zeros(4096, np.float32), np.zeros(4, np.int32)
-    x[1030] = 1
-    arguments = [Pointer(x.view(np.uint8)), Pointer(y.view(np.uint8)), 1024, 1000]
-    emulator.run(replace(launch.argmax(4), block=256), arguments)
-    assert list(y) == [0, 6, 0, 0]
-
-
-@pytest.mark.parametrize("backwards", [False, True])
-def test_argmax_takes_the_first_of_equals_and_no_padding(emulator, backwards):
-    """As numpy's argmax does, over true token ids only; also of rows that are all minus infinity."""
-    rng = np.random.default_rng(0)
-    V, true = 3000, 2900
-    x = rng.integers(0, 40, (5, V)).astype(np.float32)
-    x[:, true:] = 99
-    x[1] = -np.inf
-    x[2, 7] = 50
-    y = np.full(5, -1, np.int32)
-    arguments = [Pointer(x.view(np.uint8).reshape(-1)), Pointer(y.view(np.uint8)), V, true]
-    emulator.run(launch.argmax(5), arguments, backwards)
-    assert (y == x[:, :true].argmax(axis=1)).all()
+    op, case = OPS["quantize_i8"], OPS["quantize_i8"].cases[0]
+    inputs = harness.inputs_of(op, case, seed=1)
+    harness.assert_right(op, case, inputs, harness.run(EmulatedBackend(emulator), op, case, inputs))
 
 
 @pytest.mark.parametrize(

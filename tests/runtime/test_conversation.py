@@ -186,11 +186,11 @@ def test_an_interrupted_prompt_was_not_asked(model, monkeypatch, every):
     before = talk.session.count, whole(talk), list(talk.turns)
     plan, calls = model.engine.plan(1, 16, "none"), []
 
-    def second_fails(tokens, run=plan.run):
+    def second_fails(*given, run=plan.run):
         calls.append(0)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        run(tokens)
+        run(*given)
 
     with monkeypatch.context() as patch:
         patch.setattr(plan, "run", second_fails)
