@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Command, Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
 ROOT = Path(__file__).resolve().parent
@@ -71,8 +72,14 @@ class Build(build):
 
 class PlatformDistribution(Distribution):
     def has_ext_modules(self) -> bool:
-        """Ties the wheel to this kind of machine when it holds compiled code."""
-        return not reason_to_skip()
+        """Ties the wheel to this kind of machine when it holds compiled code, made now or lying in the tree (jetson/wheels.py)."""
+        return not reason_to_skip() or (ROOT / "quamba_edge" / "_native" / "libquamba_cpu.so").is_file()
 
 
-setup(cmdclass={"build": Build, "build_native": build_native}, distclass=PlatformDistribution)
+class Wheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        """Any Python 3: the compiled code is called through ctypes and knows no Python."""
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(cmdclass={"bdist_wheel": Wheel, "build": Build, "build_native": build_native}, distclass=PlatformDistribution)
