@@ -49,6 +49,51 @@ inline uint32_t fma_half2(uint32_t a, uint32_t b, uint32_t c) {
     return out;
 }
 
+inline void mma_from(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int32_t start) {
+    for (int32_t& value : c) value = start;
+    mma(c, a, b);
+}
+
+inline void mma_from(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float start) {
+    for (float& value : c) value = start;
+    mma(c, a, b);
+}
+
+/* Eight rows of eight halves from 32 lanes' addresses, four times (emu::exchange shows one address each). */
+inline void load_matrices(uint32_t (&r)[4], const void* row, bool transposed) {
+    if (reinterpret_cast<uintptr_t>(row) % 16) emu::fail("ldmatrix from an address that is no multiple of 16");
+    const auto all = emu::exchange(ALL, row);
+    const unsigned g = emu::self->lane / 4, t = emu::self->lane % 4;
+    for (unsigned i = 0; i < 4; i++) {
+        uint16_t low, high;
+        if (transposed) {
+            memcpy(&low, static_cast<const char*>(all[8 * i + 2 * t]) + 2 * g, 2);
+            memcpy(&high, static_cast<const char*>(all[8 * i + 2 * t + 1]) + 2 * g, 2);
+        } else {
+            memcpy(&low, static_cast<const char*>(all[8 * i + g]) + 4 * t, 2);
+            memcpy(&high, static_cast<const char*>(all[8 * i + g]) + 4 * t + 2, 2);
+        }
+        r[i] = low | uint32_t(high) << 16;
+    }
+}
+inline void ldmatrix(uint32_t (&r)[4], const void* row) {
+    load_matrices(r, row, false);
+}
+inline void ldmatrix_transposed(uint32_t (&r)[4], const void* row) {
+    load_matrices(r, row, true);
+}
+
+inline void copy_async(void* to, const void* from) {
+    emu::copy_async(to, from);
+}
+inline void copies_end() {
+    emu::copies_end();
+}
+template <int LEFT>
+inline void copies_wait() {
+    emu::copies_wait(LEFT);
+}
+
 inline uint4 load_once(const uint4* p) {
     return *p;
 }
@@ -69,6 +114,54 @@ __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* c = a b + start, which costs no registers of its own. */
+__device__ inline void mma_from(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int32_t start) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+        : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(start));
+}
+
+__device__ inline void mma_from(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float start) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(start));
+}
+
+__device__ inline uint32_t shared_address(const void* p) {
+    return uint32_t(__cvta_generic_to_shared(p));
+}
+
+/* Four matrices of 8 x 8 halves: lane l gives row l % 8 of matrix l / 8, 16 bytes of shared memory; of matrix i it gets
+ * row l / 4, columns 2 (l % 4) and the next, in r[i].  Transposed: rows and columns change places. */
+__device__ inline void ldmatrix(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+__device__ inline void ldmatrix_transposed(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+/* 16 bytes from global to shared memory, past the L1, while the thread goes on; zeros where `from` is null.  Copies up to
+ * copies_end() are a group; copies_wait<LEFT>() waits for this thread's own but the LEFT latest groups. */
+__device__ inline void copy_async(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(shared_address(to)), "l"(from), "r"(from ? 16 : 0)
+                 : "memory");
+}
+__device__ inline void copies_end() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int LEFT>
+__device__ inline void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
 __device__ inline uint32_t fma_half2(uint32_t a, uint32_t b, uint32_t c) {

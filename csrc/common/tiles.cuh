@@ -36,10 +36,24 @@ __device__ inline void load_line(uint32_t (&w)[4], const uint32_t* codes, int bl
     spread(w, v);
 }
 
+/* Where these words are, or null. */
+__device__ inline const void* line_at(const uint32_t* codes, int block, int blocks, int line, int lines, int quad) {
+    return block < blocks ? codes + (size_t(block) * lines + line) * 16 + 4 * quad : nullptr;
+}
+
 /* 4-bit codes, layout n16k8: a line is 8 columns. */
 struct Weights4 {
     static constexpr bool PAIRS = false;  // halves come as columns (0 2)(1 3) (4 6)(5 7)
+    static constexpr int PIECES = 1;      // of 16 bytes, for a lane's four rows of eight columns
     uint32_t w[4];
+
+    /* Piece i of the lane's rows from column k on; null beyond the last row. */
+    static __device__ const void* piece(const uint32_t* codes, int first_row, int N, int K, int k, int i, Place at) {
+        return line_at(codes, first_row / 16 + at.g / 4, (N + 15) / 16, k / 8 + i, (K + 7) / 8, at.g % 4);
+    }
+    __device__ void take(const uint4* pieces, int) {
+        spread(w, *pieces);
+    }
 
     __device__ void load(const uint32_t* codes, int first_row, int N, int K, int step, Place at) {
         load_line(w, codes, first_row / 16 + at.g / 4, (N + 15) / 16, step * 4 + at.t, (K + 7) / 8, at.g % 4);
@@ -67,7 +81,16 @@ struct Weights4 {
 /* 8-bit codes, layout n16k4: a line is 4 columns. */
 struct Weights8 {
     static constexpr bool PAIRS = true;
+    static constexpr int PIECES = 2;
     uint32_t w[2][4];
+
+    static __device__ const void* piece(const uint32_t* codes, int first_row, int N, int K, int k, int i, Place at) {
+        return line_at(codes, first_row / 16 + at.g / 4, (N + 15) / 16, k / 4 + i, (K + 3) / 4, at.g % 4);
+    }
+    __device__ void take(const uint4* pieces, int apart) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) spread(w[i], pieces[i * apart]);
+    }
 
     __device__ void load(const uint32_t* codes, int first_row, int N, int K, int step, Place at) {
 #pragma unroll
@@ -91,7 +114,17 @@ struct Weights8 {
 /* f16, row by row: four rows of 16 bytes. */
 struct Weights16 {
     static constexpr bool PAIRS = true;
+    static constexpr int PIECES = 4;
     uint32_t w[4][4];
+
+    static __device__ const void* piece(const half* weight, int first_row, int N, int K, int k, int i, Place at) {
+        const int n = first_row + 4 * at.g + i;
+        return n < N ? weight + size_t(n) * K + k : nullptr;
+    }
+    __device__ void take(const uint4* pieces, int apart) {
+#pragma unroll
+        for (int r = 0; r < 4; r++) spread(w[r], pieces[r * apart]);
+    }
 
     __device__ void load(const half* weight, int first_row, int N, int K, int step, Place at) {
         const int k = step * STEP + 8 * at.t;
@@ -157,6 +190,10 @@ struct Tokens16 {
                     if (k + i < K) w[i / 2] |= uint32_t(reinterpret_cast<const uint16_t*>(row)[i]) << 16 * (i % 2);
             }
         }
+        order(w);
+    }
+    /* From the eight columns as they lie. */
+    __device__ void order(const uint32_t (&w)[4]) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             b[i][0] = PAIRS ? w[2 * i] : __byte_perm(w[2 * i], w[2 * i + 1], 0x5410);

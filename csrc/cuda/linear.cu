@@ -11,47 +11,12 @@
  * multiply-adds and four (A16), where dp4a would need 32 and floats 128.  Four loads of 16 bytes a lane are in flight
  * before the first is used.
  *
- * Prefill is the same with 16 or 32 tokens for each fragment of weights. */
-#include "../common/tiles.cuh"
+ * Short chunks are the same with 16 or 32 tokens for each fragment of weights; longer ones are linear_chunk.cu's. */
+#include "../common/kinds.cuh"
 
 namespace quamba {
 
 constexpr int UNIT = 4;  // steps between two looks at the group scales, and loads in flight
-
-/* How a kind of weights and of tokens multiply.  Sum is what crosses groups, Part what an mma adds to. */
-struct W4A8 {
-    using Weights = Weights4;
-    using Tokens = Tokens8;
-    using X = int8_t;
-    using Part = int32_t;
-    using Sum = float;
-    static constexpr bool GROUPS = true;
-    static constexpr float FACTOR = 1.0f / 16.0f;
-};
-struct W8A8 : W4A8 {
-    using Weights = Weights8;
-    using Sum = int32_t;
-    static constexpr bool GROUPS = false;
-    static constexpr float FACTOR = 1.0f;
-};
-struct W4A16 {
-    using Weights = Weights4;
-    using Tokens = Tokens16<Weights::PAIRS>;
-    using X = half;
-    using Part = float;
-    using Sum = float;
-    static constexpr bool GROUPS = true;
-    static constexpr float FACTOR = 1.0f;
-};
-struct W8A16 : W4A16 {
-    using Weights = Weights8;
-    using Tokens = Tokens16<Weights::PAIRS>;
-    static constexpr bool GROUPS = false;
-};
-struct W16A16 : W8A16 {
-    using Weights = Weights16;
-    using Tokens = Tokens16<Weights::PAIRS>;
-};
 
 /* One step of 32 columns: 32 rows by 8 TILES tokens. */
 template <class Kind, int TILES>

@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <vector>
+
 #include "../cpu/half.h"
 #include "fiber.h"
 
@@ -47,17 +49,27 @@ struct Warp {
     uint64_t generation = 0;
 };
 
+/* 16 bytes that are on their way to shared memory. */
+struct Copy {
+    void* to;
+    const void* from;
+    unsigned group;
+};
+
 struct Thread {
     dim3 index;
     unsigned lane, collectives;
     Warp* warp;
     bool done;
+    std::vector<Copy> copies;
+    unsigned groups;
     Fiber fiber;
 };
 
 extern Thread* self;
 extern dim3 block_index, block_size, grid_size;
 extern char* shared;
+extern bool late;  // asynchronous copies are made when they are waited for, not when they are asked for
 
 [[noreturn]] void fail(const char* what);
 void yield();      // let others run
@@ -99,6 +111,11 @@ inline Seen<T> exchange(unsigned mask, const T& mine) {
     warp_barrier(mask);
     return {slots};
 }
+
+/* Asynchronous copies: hardware makes them at any time between asking and waiting, so tests try both ends. */
+void copy_async(void* to, const void* from);
+void copies_end();
+void copies_wait(unsigned left);
 
 }  // namespace emu
 }  // namespace quamba
@@ -151,6 +168,7 @@ inline float __uint_as_float(uint32_t bits) {
     memcpy(&v, &bits, sizeof v);
     return v;
 }
+inline float __int_as_float(int32_t bits) { return __uint_as_float(uint32_t(bits)); }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __dsub_rn(double a, double b) { return a - b; }
 // One operating system thread: nothing comes between.

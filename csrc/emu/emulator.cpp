@@ -18,6 +18,7 @@ namespace emu {
 Thread* self;
 dim3 block_index, block_size, grid_size;
 char* shared;
+bool late;
 
 namespace {
 
@@ -32,6 +33,7 @@ const Argument* arguments;
 void thread_entry() {
     entered(self->fiber);
     running->call(running->function, arguments);
+    if (!self->copies.empty()) fail("a thread ends before its asynchronous copies have");
     self->done = true;
     progressed();
     switch_fiber(self->fiber, scheduler, true);
@@ -48,6 +50,8 @@ void run_block(bool reversed, char* memory) {
         t.collectives = 0;
         t.warp = &warps[i / WARP];
         t.done = false;
+        t.copies.clear();
+        t.groups = 0;
         prepare(t.fiber, memory + STACK * i, STACK, thread_entry);
     }
     for (unsigned left = count; left;) {
@@ -99,6 +103,7 @@ void serve_one(char* memory) {
     count = block_size.x * block_size.y * block_size.z;
     if (count == 0 || count > MOST_THREADS) fail("a block has 1 to 1024 threads");
     arguments = given.data();
+    late = reversed;
     const uint64_t blocks = uint64_t(grid_size.x) * grid_size.y * grid_size.z;
     for (uint64_t i = 0; i < blocks; i++) {
         const uint64_t b = reversed ? blocks - 1 - i : i;
@@ -138,6 +143,36 @@ void yield() {
 
 void progressed() {
     progress++;
+}
+
+namespace {
+
+void make(Copy& copy) {
+    if (copy.from) memcpy(copy.to, copy.from, 16);
+    else memset(copy.to, 0, 16);
+}
+
+}  // namespace
+
+void copy_async(void* to, const void* from) {
+    if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16)
+        fail("an asynchronous copy between addresses that are no multiples of 16");
+    Copy copy = {to, from, self->groups};
+    if (!late) make(copy);
+    self->copies.push_back(copy);
+}
+
+void copies_end() {
+    self->groups++;
+}
+
+void copies_wait(unsigned left) {
+    std::vector<Copy> kept;
+    for (Copy& copy : self->copies) {
+        if (copy.group + left >= self->groups) kept.push_back(copy);
+        else if (late) make(copy);
+    }
+    self->copies.swap(kept);
 }
 
 void block_barrier() {

@@ -91,9 +91,8 @@ def kernels(stem: str) -> list[str]:
         "conv_silu": ("conv_silu_f32", "conv_silu_i8"),
         "embed": ("embed_w4", "embed_w8", "embed_w16"),
         "gated_norm": ("gated_norm",),
-        "linear": tuple(
-            f"linear_{k}{x}" for k in ("w4a8", "w8a8", "w4a16", "w8a16", "w16a16") for x in TOKENS.values()
-        ),
+        "linear": tuple(f"linear_{k}{x}" for k in PRODUCTS for x in TOKENS.values()),
+        "linear_chunk": tuple(f"linear_{k}_x64" for k in PRODUCTS),
         "part_norm": ("part_norm",),
         "sample": ("sample_values", "sample_shares", "sample_draw"),
         "scan": tuple(f"scan_{k}_{s}" for k in ("f32", "i8") for s in STATES),
@@ -169,14 +168,21 @@ def _ssd(name: str, s: Sizes, state: str) -> Launch:
     return Launch(f"{name}_{state}", (ceil(s["P"] / (4 * warps)), s["H"], s["S"]), WARP * warps, 8 * s["T"])
 
 
+PRODUCTS = ("w4a8", "w8a8", "w4a16", "w8a16", "w16a16")
 # Tokens for each fragment of weights, and what the kernel's name ends in.
 TOKENS = {8: "", 16: "_x16", 32: "_x32"}
+# csrc/cuda/linear_chunk.cu: bytes of a stage beside those of tokens, for each product.
+STAGED = {"linear_w4a8": 8192, "linear_w8a8": 16384, "linear_w4a16": 4096, "linear_w8a16": 8192, "linear_w16a16": 16384}
+STAGES = 3
 
 
 def _linear(name: str, s: Sizes, _: str) -> Launch:
     G, K, M = s.get("G", s["K"]), s["K"], s["M"]
     if G % 32 and G < K:
         raise Missing(f"{name}: groups of {G} columns, the CUDA kernel wants a multiple of 32: use --backend cpu")
+    span = 128 if name.endswith("a8") else 64  # columns of a stage
+    if max(TOKENS) < M and K % span == 0 and (G % span == 0 or G >= K):
+        return Launch(f"{name}_x64", (ceil(M / 64), ceil(s["N"] / 128), 1), 128, STAGES * (8192 + STAGED[name]))
     tokens = next((t for t in TOKENS if M <= t), max(TOKENS))
     warps = min(8, ceil(K / 128))  # 128 columns at a time are a warp's
     return Launch(

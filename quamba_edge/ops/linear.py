@@ -97,9 +97,9 @@ def _example(case: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Arr
 def _op(bits: int, act: int, reference: Any) -> Op:
     x = (In("x", "i8", "M K"), In("x_scale", "f32", "1")) if act == 8 else (In("x", "f16", "M K"),)
     args = (*x, *weight_args(bits), InOut("y", "f32", "M N"), Size("M"), *weight_sizes(bits), Size("add"))
-    # Decode and prefill, whole tiles and tails: rows that are no multiple of 16, columns of neither 8 nor the group.
+    # Decode and prefill, whole tiles and tails, stages of a pipeline: rows no multiple of 16, columns of neither 8 nor the group.
     shapes = [(1, 96, 256, 0, 128), (1, 50, 192, 1, 128), (2, 33, 44, 0, 32), (5, 16, 8, 1, 8), (17, 130, 384, 0, 128)]
-    shapes += [(3, 20, 1100, 1, 64), (128, 64, 128, 0, 128)]
+    shapes += [(3, 20, 1100, 1, 64), (128, 64, 128, 0, 128), (66, 132, 512, 1, 128), (40, 45, 384, 1, 384)]
     sizes = cases("M N K add G", *shapes) if bits == 4 else cases("M N K add", *(s[:4] for s in shapes))
     return Op(f"linear_w{bits}a{act}", args, reference, sizes, _example)
 

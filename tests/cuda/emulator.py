@@ -13,7 +13,7 @@ import os
 import struct
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,9 @@ class EmulatorError(AssertionError):
     """What the emulator or a sanitizer said before it ended."""
 
 
-def build(folder: Path = BUILD, sources: list[Path] | None = None) -> Path:
+def build(
+    folder: Path = BUILD, sources: list[Path] | None = None, kernels: Callable[[str], list[str]] = launch.kernels
+) -> Path:
     """The emulator with the kernels of `sources` (every .cu), made where it is not up to date; several processes may ask."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -51,7 +53,7 @@ def build(folder: Path = BUILD, sources: list[Path] | None = None) -> Path:
             for kind in ("cpp", "o"):
                 (folder / f"{old}.{kind}").unlink(missing_ok=True)
         for source in chosen:
-            entries = [f'static quamba::emu::Kernel entry_{n}("{n}", {n});' for n in launch.kernels(source.stem)]
+            entries = [f'static quamba::emu::Kernel entry_{n}("{n}", {n});' for n in kernels(source.stem)]
             text = "\n".join(['#include "emulator.h"', f'#include "{source}"', *entries, ""])
             wrapper = folder / f"{source.stem}.cpp"
             if not wrapper.is_file() or wrapper.read_text() != text:

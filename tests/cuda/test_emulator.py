@@ -20,6 +20,7 @@ FAULTS = {
     "quantize": ("if (k < K)", "if (k <= K)", "quantize_i8", 1, "heap-buffer-overflow"),
     "embed": ("if (line >= lines) return;", "if (line + 1 >= lines) return;", "embed_w4", 1, "results unwritten"),
     "linear": ("2 * at.t + i % 2", "2 * at.t + 1 - i % 2", "linear_w4a8", 2, "errs by"),
+    "linear_chunk": ("copies_wait<STAGES - 2>()", "copies_wait<STAGES - 1>()", "linear_w4a8", 7, "errs by|depends"),
     "rmsnorm": ("size_t(blockIdx.x) * x_stride", "size_t(blockIdx.x) * K", "rmsnorm_f16", 2, "errs by"),
     "scan": (
         "const int e = used ? i / SHARE : 0;",
