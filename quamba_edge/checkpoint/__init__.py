@@ -3,6 +3,10 @@
     config.json                            dimensions, in either dialect
     model.safetensors | pytorch_model.bin  weights, or shards with an index
     tokenizer.json, chat_template.jinja    if they are there
+  or, of Mistral
+    params.json, consolidated.safetensors, tokenizer.model.v3
+  or, of Megatron-LM
+    release/mp_rank_00/model_optim_rng.pt, NAME.model
 
 Every name and shape is checked when the checkpoint is opened, from headers alone: hours later is too late.
 """
@@ -19,15 +23,29 @@ from typing import Any
 import torch
 
 from quamba_edge import models
+from quamba_edge.checkpoint import megatron, spm
 from quamba_edge.checkpoint.hub import chat_template, license_of, locate, read_config, read_json, read_text
 from quamba_edge.checkpoint.tensors import FLOATS, Entry, TensorFile, open_file
 from quamba_edge.errors import BadCheckpoint
 
 LARGEST = torch.finfo(torch.float32).max  # weights are computed with in f32
 EMBEDDING, HEAD = "backbone.embedding.weight", "lm_head.weight"
-FOREIGN = {"backbone.embeddings.weight": EMBEDDING}  # transformers' name → ours; the others agree
-# In transformers' order of preference.
-FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# Others' names → ours, which are mamba_ssm's: transformers, Megatron-LM, Mistral.
+FOREIGN = {
+    "backbone.embeddings.weight": EMBEDDING,
+    "embedding.word_embeddings.weight": EMBEDDING,
+    "decoder.final_norm.weight": "backbone.norm_f.weight",
+    "output_layer.weight": HEAD,
+}
+PREFIXES = {"decoder.layers.": "backbone.layers.", "model.backbone.": "backbone.", "model.lm_head.": "lm_head."}
+# In transformers' order of preference; then Mistral's.
+HUGGING_FACE = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+FILES = (*HUGGING_FACE, "consolidated.safetensors")
 
 
 class Checkpoint:
@@ -136,12 +154,12 @@ class Checkpoint:
 
     def _tokenizer(self, given: Path | None) -> str | None:
         """The text of tokenizer.json; narrows true_vocab_size to the ids it knows."""
-        path = given if given is not None else self.path / "tokenizer.json"
-        if given is not None and not path.is_file():
-            raise BadCheckpoint(f"{path}: no such file, expected a tokenizer.json")
-        if not path.is_file():
+        path = given if given is not None else spm.beside(self.path)
+        if path is None:
             return None
-        text = read_text(path)
+        if not path.is_file():
+            raise BadCheckpoint(f"{path}: no such file, expected a tokenizer.json or a SentencePiece .model")
+        text = spm.tokenizer_json(path) if spm.is_model(path) else read_text(path)
         from tokenizers import Tokenizer
 
         try:
@@ -161,7 +179,7 @@ class Checkpoint:
 def open_checkpoint(name_or_path: str | Path, *, tokenizer: str | Path | None = None) -> Checkpoint:
     """Open a checkpoint: a folder, or a Hugging Face name (org/name), which is downloaded.
 
-    `tokenizer` is a tokenizer.json to use instead of the folder's.  Raises BadCheckpoint for whatever is wrong with the
+    `tokenizer` is a tokenizer.json, or a SentencePiece .model, to use instead of the folder's.  Raises BadCheckpoint for whatever is wrong with the
     checkpoint, naming file and tensor, and Missing when the Hub cannot be reached.
     """
     return Checkpoint(locate(name_or_path), None if tokenizer is None else Path(tokenizer))
@@ -170,6 +188,8 @@ def open_checkpoint(name_or_path: str | Path, *, tokenizer: str | Path | None = 
 def _weight_files(folder: Path) -> list[TensorFile]:
     """The opened weight files: one, or the shards of an index, whose table they must bear out."""
     found = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if found is None and (pickled := megatron.find(folder)) is not None:
+        return [megatron.MegatronFile(pickled)]
     if found is None:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
         raise BadCheckpoint(f"{folder}: has no weights ({there}); expected one of {', '.join(FILES)}")
@@ -210,4 +230,10 @@ def _collect(files: list[TensorFile]) -> dict[str, tuple[TensorFile, Entry]]:
 def _stored(files: list[TensorFile]) -> Iterator[tuple[str, TensorFile, Entry]]:
     for file in files:
         for entry in file.entries.values():
-            yield FOREIGN.get(entry.name, entry.name), file, entry
+            yield canonical(entry.name), file, entry
+
+
+def canonical(name: str) -> str:
+    """Our name of a stored tensor."""
+    prefix = next((p for p in PREFIXES if name.startswith(p)), "")
+    return FOREIGN.get(name, PREFIXES.get(prefix, "") + name.removeprefix(prefix))

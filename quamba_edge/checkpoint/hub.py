@@ -1,23 +1,28 @@
 """Where a checkpoint is, and what kind: name or folder to a local folder, dialect and architecture of its config.json.
 
-Two dialects describe the same models.  state-spaces (mamba_ssm) says `d_model`, `n_layer`, and hides the architecture in
-`ssm_cfg.layer`; transformers says `hidden_size`, `num_hidden_layers`, and `model_type`.
+Two dialects describe the same models in a config.json.  state-spaces (mamba_ssm) says `d_model`, `n_layer`, and hides the architecture
+in `ssm_cfg.layer`; transformers says `hidden_size`, `num_hidden_layers`, and `model_type`.  Mistral has a params.json instead, Megatron-LM
+(megatron.py) no such file.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from quamba_edge import models
+from quamba_edge.checkpoint import megatron
 from quamba_edge.errors import BadCheckpoint, Missing
 from quamba_edge.models.fields import Fields
 
 BESIDE = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md", "LICENSE*"]
 SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 BINS = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
+MISTRAL = ["params.json", "consolidated.safetensors", "tokenizer.model*"]
+KINDS = (SAFETENSORS, BINS, MISTRAL, megatron.PATTERNS)  # of weights; a repository that has several gives the first
 LAYERS = {"Mamba1": "mamba", "Mamba2": "mamba2"}  # ssm_cfg.layer
 NOT_THESE = {
     "jamba": "it has attention layers",
@@ -63,8 +68,9 @@ def _download(name: str) -> Path:
         except Exception as unreachable:  # its HTTP client's, which differ by version
             if type(unreachable).__name__ in ("RepositoryNotFoundError", "GatedRepoError"):
                 raise
-            return Path(snapshot_download(name, allow_patterns=[*BESIDE, *SAFETENSORS, *BINS], local_files_only=True))
-        weights = SAFETENSORS if any(f.endswith(".safetensors") for f in listed) else BINS
+            every = [pattern for kind in KINDS for pattern in kind]
+            return Path(snapshot_download(name, allow_patterns=[*BESIDE, *every], local_files_only=True))
+        weights = next((kind for kind in KINDS if any(fnmatchcase(f, p) for f in listed for p in kind)), BINS)
         return Path(snapshot_download(name, allow_patterns=[*BESIDE, *weights]))
     except Exception as e:  # likewise
         folder = name.split("/")[1]
@@ -77,9 +83,13 @@ def _download(name: str) -> Path:
 
 
 def read_config(folder: Path) -> tuple[str, Any]:
-    """(family, Config) of the folder's config.json.  BadCheckpoint names file, key, and what was expected."""
+    """(family, Config) of a checkpoint folder.  BadCheckpoint names file, key, and what was expected."""
     path = folder / "config.json"
+    if not path.is_file() and (folder / "params.json").is_file():
+        return _of_params(folder / "params.json")
     if not path.is_file():
+        if (pickled := megatron.find(folder)) is not None:
+            return megatron.read_config(pickled)
         there = sorted(p.name for p in folder.iterdir())[:6]
         raise BadCheckpoint(
             f"{folder}: has no config.json ({', '.join(there) or 'it is empty'}); is it a checkpoint folder?"
@@ -91,6 +101,26 @@ def read_config(folder: Path) -> tuple[str, Any]:
         return family, config.from_state_spaces(raw) if dialect == "state-spaces" else config.from_transformers(raw)
     except BadCheckpoint as e:
         raise BadCheckpoint(f"{folder}/{e}" if str(e).startswith("config.json") else f"{path}: {e}") from None
+
+
+def _of_params(path: Path) -> tuple[str, Any]:
+    """Of Mistral's params.json (Codestral-Mamba), whose model mistral-inference builds with mamba_ssm's Mamba2."""
+    raw = Fields(read_json(path), path.name)
+    if "dim" not in raw.raw or "n_groups" not in raw.raw:
+        raise BadCheckpoint(
+            f"{path}: has no dim and n_groups, expected those of a Mamba2 model such as Codestral-Mamba"
+        )
+    config: dict[str, Any] = {
+        "d_model": raw.count("dim"),
+        "n_layer": raw.count("n_layers"),
+        "vocab_size": raw.count("vocab_size"),
+    }
+    config |= {"ssm_cfg": {"layer": "Mamba2", "ngroups": raw.count("n_groups")}}
+    config |= {k: raw.raw[k] for k in ("rms_norm", "tie_embeddings", "pad_vocab_size_multiple") if k in raw.raw}
+    try:
+        return "mamba2", models.find("mamba2", "config").Config.from_state_spaces(config)
+    except BadCheckpoint as e:
+        raise BadCheckpoint(f"{path}: {str(e).removeprefix('config.json: ')}") from None
 
 
 def _kind(raw: Fields) -> tuple[str, str]:
@@ -149,6 +179,8 @@ def license_of(folder: Path) -> str | None:
     if readme.is_file():
         front = re.match(r"---\s*\n(.*?)\n---", read_text(readme), re.DOTALL)
         named = re.search(r"^license:[ \t]*(?:\n\s*-[ \t]*)?(\S[^\n#]*)", front[1], re.MULTILINE) if front else None
+        if front and named and (own := re.search(r"^license_name:[ \t]*(\S[^\n#]*)", front[1], re.MULTILINE)):
+            named = own  # beside "license: other"
         if named:
             return named[1].strip().strip("\"'[]")
     for path in sorted(p for p in folder.glob("LICENSE*") if p.is_file()):

@@ -131,7 +131,7 @@ class BinFile:
         if self._tensors is not None:
             return self._tensors
         try:
-            loaded: Any = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+            loaded = self._load()
         except Exception as e:  # zip, pickle and torch each raise their own
             reason = str(e).split("\n")[0][:200]
             raise BadCheckpoint(
@@ -143,6 +143,10 @@ class BinFile:
             )
         self._tensors = {str(name): tensor.detach() for name, tensor in loaded.items()}
         return self._tensors
+
+    def _load(self) -> Any:
+        """What the pickle holds; any error is one of the file."""
+        return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
 
     def read(self, name: str, rows: slice | None) -> torch.Tensor:
         """The tensor, or its rows, in its stored dtype; a copy, so that the mapping can go."""

@@ -132,6 +132,29 @@ def test_the_hub_gives_one_kind_of_weights(monkeypatch, tmp_path, bin):
     assert any(p.endswith(".safetensors") for p in patterns) != bin
 
 
+@pytest.mark.parametrize(
+    "listed, wanted, unwanted",
+    [
+        (["release/mp_rank_00/model_optim_rng.pt", "a.model", "README.md"], "*/mp_rank_*/model_optim_rng.pt", "*.bin"),
+        (["params.json", "consolidated.safetensors"], "consolidated.safetensors", "pytorch_model.bin"),
+        (["consolidated.safetensors", "model-00001-of-00003.safetensors"], "model-*.safetensors", "params.json"),
+    ],
+    ids=["megatron", "mistral", "both"],
+)
+def test_the_layouts_of_publishers_are_downloaded_once(monkeypatch, tmp_path, listed, wanted, unwanted):
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(write_checkpoint(tmp_path / "cached", "mamba"))
+
+    fake = types.SimpleNamespace(list_repo_files=lambda name: listed)
+    module = types.SimpleNamespace(HfApi=lambda: fake, snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    open_checkpoint("somebody/model")
+    assert wanted in asked and unwanted not in asked and "tokenizer.json" in asked
+
+
 def test_a_hub_repository_that_does_not_exist(monkeypatch):
     class RepositoryNotFoundError(Exception):
         pass
