@@ -47,9 +47,13 @@ def pair(request):
 
 
 def same(pair, text):
-    """The same ids; of equal scores, another cut of a run of spaces is as good."""
+    """The same ids; or, of Unigram, where two ways of cutting a text have the same score, the other."""
     own, found = pair[0].encode(text), pair[1].encode(text, add_special_tokens=False).ids
-    assert found == own or sorted(found) == sorted(own) and "   " in text, text
+    if "Unigram" in str(pair[1].model):
+        scores = [sum(pair[0].get_score(i) for i in ids) for ids in (own, found)]
+        assert found == own or scores[0] == pytest.approx(scores[1], rel=1e-5), text
+    else:
+        assert found == own, text
     if pair[0].unk_id() not in own:
         assert pair[1].decode(found, skip_special_tokens=False).strip() == pair[0].decode(own).strip()
 
