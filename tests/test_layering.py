@@ -41,7 +41,7 @@ ORDER = (
     ("backends*",),
     ("runtime*",),
     ("telemetry*", "profile*", "tasks*"),
-    ("", "apps*", "serve*", "cli*", "doctor", "pack", "search", "harness", "__main__"),
+    ("", "apps*", "serve*", "cli*", "doctor", "pack", "search*", "harness", "__main__"),
 )
 WORKSTATION = (
     "checkpoint*",
@@ -51,7 +51,7 @@ WORKSTATION = (
     "calibrate*",
     "quant*",
     "pack",
-    "search",
+    "search*",
 )
 BOARD_AFTER_ALL = ("quant", "quant.recipe")  # plain data, and the package it lies in
 # Faces that reach over to the workstation side, inside the function that needs it.
@@ -71,7 +71,8 @@ SPECIAL = {
     "uvicorn": "serve.*",
     "jtop": "telemetry.*",
     "pynvml": "telemetry.nvidia",
-    "matplotlib": "apps.bench_plot",
+    "matplotlib": "apps.*_plot",
+    "optuna": "search.study",
     "lm_eval": "harness",
 }
 

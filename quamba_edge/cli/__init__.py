@@ -1,4 +1,4 @@
-"""The command line, a table of verbs by groups: build (workstation), talk (a bundle speaks), board (this machine)."""
+"""The command line, a table of verbs by groups: build and search (workstation), talk (a bundle speaks), board (this machine)."""
 
 from quamba_edge.cli.command import EXIT_CODES, VERBS, main, parser
 from quamba_edge.cli.reference import reference_markdown

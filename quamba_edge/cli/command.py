@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from quamba_edge import __version__
-from quamba_edge.cli import board, build, talk
+from quamba_edge.cli import board, build, search, talk
 from quamba_edge.cli.verb import COMMON, finite, say
 from quamba_edge.errors import BadUsage, Interrupted, QuambaError
 
@@ -26,7 +26,7 @@ EXIT_CODES = (
     (4, "this machine lacks something"),
     (130, "interrupted"),
 )
-VERBS = (*build.VERBS, *talk.VERBS, *board.VERBS)
+VERBS = (*build.VERBS, *search.VERBS, *talk.VERBS, *board.VERBS)
 
 
 class _Parser(argparse.ArgumentParser):

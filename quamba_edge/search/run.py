@@ -1,0 +1,275 @@
+"""The whole of a search, and of a sensitivity report: store, budgets, seeds, study, winner, and what the winner is compared with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quamba_edge.apps.plan import place
+from quamba_edge.bundle.writer import replacing
+from quamba_edge.calibrate.text import Draw
+from quamba_edge.errors import BadUsage
+from quamba_edge.quant.walk import Progress
+from quamba_edge.search import budget, study, walks
+from quamba_edge.search.objective import Objective, asked
+from quamba_edge.search.sensitivity import CHOICES, ENDS_CHOICES, Sensitivity
+from quamba_edge.search.sensitivity import sensitivity as measure_all
+from quamba_edge.search.space import SETS, Assignment, Space
+from quamba_edge.search.store import FIXED, Store, is_small, lone, open_store
+
+RANDOM = 3  # random recipes that the winner is compared with
+
+
+@dataclass(frozen=True)
+class Text:
+    """Which windows are calibrated on, and which are measured on: `tokens` of them, `length` each."""
+
+    calib: Path | None = None
+    samples: int = 128
+    length: int = 512
+    tokens: int = 8192
+    seed: int = 0
+
+    def draw(self) -> Draw:
+        """BadUsage for impossible numbers."""
+        given = {"calib-samples": (self.samples, 1), "calib-len": (self.length, 2), "tokens": (self.tokens, 1)}
+        for name, (value, least) in given.items():
+            if value < least:
+                raise BadUsage(f"--{name} is {value}: expected {least} or more")
+        if not 0 <= self.seed < 1 << 32:
+            raise BadUsage(f"--seed is {self.seed}: expected 0 to {(1 << 32) - 1}")
+        return Draw(self.samples, self.length, math.ceil(self.tokens / self.length), self.seed)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What a trial runs on."""
+
+    backend: str = "auto"
+    state_dtype: str = "f16"
+    threads: int | None = None
+
+    def objective(self, store: Store, tasks: Sequence[Any] = ()) -> Objective:
+        return Objective(store, self.backend, self.state_dtype, self.threads, tasks)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to search: a recipe set, the ends, budgets in words, where their times come from, and what is scored besides KL."""
+
+    budgets: tuple[str, ...]
+    recipe: str = "w4ax"
+    ends: str | None = None
+    trials: int = 200
+    study: str | None = None
+    costs: tuple[Path, ...] = ()
+    device: str | None = None
+    watts: float | None = None
+    tasks: str | None = None
+    data: Path | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """An assignment beside others: its KL on the search's text, the standard error over windows, its costs by kind."""
+
+    name: str
+    kl: float
+    stderr: float | None
+    costs: dict[str, float]
+    given: Assignment
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.  front: measured assignments that no other beats in score and in the first budget's cost, cheapest first.
+
+    score is "kl" or "1 - accuracy"; `recipe` is that of the winner, for `pack --recipe`; workers: measured trials of each process.
+    """
+
+    checkpoint: str
+    recipe: dict[str, Any]
+    winner: Row
+    baselines: tuple[Row, ...]
+    front: tuple[Row, ...]
+    every: tuple[Row, ...]
+    budgets: dict[str, float]
+    space: dict[str, Any]
+    score: str
+    study: str
+    storage: str
+    measured: int
+    workers: dict[str, int]
+    positions: int
+    backend: str
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def sensitivity(
+    checkpoint: Any, folder: Path, text: Text, engines: Engines, choices: str | None, progress: Progress
+) -> Sensitivity:
+    """Every layer and the ends in every one of `choices` (a set's name, or choices with commas), alone."""
+    space = Space.of(
+        checkpoint.family,
+        checkpoint.config,
+        is_small(checkpoint),
+        ",".join(CHOICES) if choices is None else ",".join(SETS.get(choices.lower(), (choices,))),
+        ",".join(ENDS_CHOICES),
+    )
+    modes = list(dict.fromkeys([FIXED, *space.modes()]))
+    with open_store(
+        folder, checkpoint, modes, (FIXED, *space.ends), calib=text.calib, draw=text.draw(), progress=progress
+    ) as store:
+        return measure_all(engines.objective(store), space, checkpoint.path.name, progress=progress)
+
+
+def search(checkpoint: Any, folder: Path, text: Text, engines: Engines, wish: Wish, progress: Progress) -> Found:
+    """Search, alone or with others at the same study."""
+    began, draw = time.monotonic(), text.draw()
+    if wish.trials < 1:
+        raise BadUsage(f"--trials is {wish.trials}: expected 1 or more")
+    questions = asked(wish.tasks, wish.data, wish.limit)
+    space = Space.of(checkpoint.family, checkpoint.config, is_small(checkpoint), wish.recipe, wish.ends)
+    limits = budgets(space, checkpoint.config, wish, engines.state_dtype)
+    within = walks.fits(limits)
+    with open_store(
+        folder, checkpoint, space.modes(), space.ends, calib=text.calib, draw=draw, progress=progress
+    ) as store:
+        objective = engines.objective(store, questions)
+        what = [store.job, space.to_json(), [(asdict(c), b.most) for c, b in limits], wish.tasks, wish.limit, text.seed]
+        name = f"{checkpoint.path.name}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
+        base_kl, single = sensitivities(folder, objective, space, progress)
+        path = walks.greedy(space, limits[0][0], base_kl, single, within)
+        generator = np.random.default_rng(text.seed)
+        population = min(study.POPULATION, max(4, wish.trials // 4))
+        plan = study.Plan(
+            space,
+            limits,
+            within,
+            seeds(space, path, within, population, generator),
+            wish.trials,
+            text.seed,
+            name,
+            population,
+        )
+        storage = str(folder / "study.journal") if wish.study is None else wish.study
+        known = {tuple({**space.uniform(), place: choice}.items()): kl for (place, choice), kl in single.items()}
+        known[tuple(space.uniform().items())] = base_kl
+
+        def measure(given: Assignment) -> tuple[float, float]:
+            key = tuple(given.items())
+            kl = known[key] if key in known else objective.kl(given)
+            return (1.0 - objective.accuracy(given), kl) if questions else (kl, kl)
+
+        def told(count: int, best: float) -> None:
+            progress(min(count, wish.trials), wish.trials, f"recipes measured, best KL {best:.6f}")
+
+        points = study.run(study.opened(storage, plan), plan, measure, told)
+        fitting = [p for p in points if within(p.given)]
+        if not fitting:
+            raise BadUsage("no recipe within the budget was measured: allow more --trials")
+        winner = min(fitting, key=lambda p: (p.score, p.kl, p.cost, p.number))
+
+        def row(name: str, given: Assignment) -> Row:
+            m = objective.measure(given)
+            return Row(name, m.kl, m.stderr, {c.kind: c.of(given) for c, _ in limits}, given)
+
+        def point(p: study.Point) -> Row:
+            costs = {c.kind: c.of(p.given) for c, _ in limits}
+            return Row(f"trial {p.number}", p.kl, None, costs, {place: p.given[place] for place in space.places})
+
+        others = {f"uniform {c}": space.uniform(c) for c in space.choices}
+        others |= {"first": walks.first(space, within), "last": walks.last(space, within), "greedy": path[-1]}
+        others |= {f"random {i + 1}": walks.drawn(space, within, generator) for i in range(RANDOM)}
+        return Found(
+            checkpoint=checkpoint.path.name,
+            recipe=space.recipe(winner.given, "w4ax" if wish.recipe.lower() == "w4ax" else "searched").to_json(),
+            winner=row("search", {p: winner.given[p] for p in space.places}),
+            baselines=tuple(row(n, g) for n, g in others.items()),
+            front=tuple(point(p) for p in study.front(fitting)),
+            every=tuple(point(p) for p in points),
+            budgets={b.kind: b.most for _, b in limits},
+            space=space.to_json(),
+            score="1 - accuracy" if questions else "kl",
+            study=name,
+            storage=storage,
+            measured=len(points),
+            workers=study.shares(points),
+            positions=store.source.tokens.size,
+            backend=objective.backend.name,
+            seconds=time.monotonic() - began,
+        )
+
+
+def budgets(space: Space, config: Any, wish: Wish, state_dtype: str) -> list[tuple[budget.Costs, budget.Budget]]:
+    """The budgets with the costs they are about; BadUsage for one that no recipe can keep."""
+    wanted = [budget.Budget.parse(b) for b in wish.budgets]
+    if not wanted or len({b.kind for b in wanted}) < len(wanted):
+        raise BadUsage("--budget is needed, once or more, each kind once: such as a16=4, bytes=3.1MB or decode=2.5ms")
+    price, watts = None, wish.watts
+    if wish.device is not None:
+        if wish.costs or wish.device == "here":
+            raise BadUsage("--device predicts for a board of the table; what was measured is given with --costs FILE")
+        fastest = max(place(wish.device, None).modes, key=lambda m: m.bandwidth)
+        price, watts = budget.predicted(fastest, state_dtype), fastest.watts if watts is None else watts
+    elif wish.costs:
+        price = budget.measured(wish.costs)
+    limits = [(budget.costs(b.kind, space, config, price, watts), b) for b in wanted]
+    for of, b in limits:
+        least = of.least(space.n_layer)
+        if least > b.most * (1 + 1e-9):
+            raise BadUsage(
+                f"--budget {b.kind} allows {b.most:g} {budget.WORDS[b.kind]}, but no recipe of this search has fewer than {least:g}"
+            )
+    return limits
+
+
+def sensitivities(
+    folder: Path, objective: Objective, space: Space, progress: Progress
+) -> tuple[float, dict[tuple[str, str], float]]:
+    """KL of the first choices, and of every single change from them; kept in the folder for whoever joins or goes on."""
+    what = json.dumps([space.to_json(), objective.state_dtype])
+    kept = folder / f"singles-{hashlib.sha256(what.encode()).hexdigest()[:12]}.json"
+    with lone(folder):
+        if not kept.is_file():
+            total, done = sum(len(c) - 1 for c in space.places.values()) + 1, 0
+
+            def kl(given: Assignment) -> float:
+                nonlocal done
+                progress(done, total, "changes measured one at a time")
+                done += 1
+                return objective.kl(given)
+
+            base = kl(space.uniform())
+            rows = [[place, choice, kl] for (place, choice), kl in walks.singles(space, kl).items()]
+            with replacing(kept) as f:
+                f.write(json.dumps({"base": base, "singles": rows}).encode())
+        found = json.loads(kept.read_text())
+    return found["base"], {(p, c): kl for p, c, kl in found["singles"]}
+
+
+def seeds(
+    space: Space,
+    path: Sequence[Assignment],
+    within: walks.Fits,
+    population: int,
+    generator: np.random.Generator,
+) -> list[Assignment]:
+    """The first generation: uniform recipes that fit, evenly spaced steps of the greedy path, and random recipes that fit."""
+    start = [a for a in (space.uniform(c) for c in space.choices) if within(a)]
+    steps = np.unique(np.linspace(0, len(path) - 1, min(len(path), max(2, population // 2))).astype(int))
+    start += [path[i] for i in steps[::-1]]
+    start += [walks.drawn(space, within, generator) for _ in range(max(0, population - len(start)))]
+    return list({tuple(a.items()): a for a in start if within(a)}.values())
