@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quamba_edge import devices
-from quamba_edge.bundle.outline import outline, parameters
+from quamba_edge.bundle.outline import file_bytes, outline, parameters
 from quamba_edge.bundle.reader import Bundle
 from quamba_edge.errors import BadUsage, Missing
 from quamba_edge.models import published
@@ -40,7 +40,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """memory sums up to need_bytes; room_bytes is what the machine has for it, spare_bytes the difference.
+    """file_bytes is the size of the bundle; memory sums up to need_bytes; room_bytes is what the machine has for it, spare_bytes the difference.
 
     recipes is empty, and best None, where the target is "published".  best: the most precise shipped recipe that fits.
     """
@@ -49,6 +49,7 @@ class Plan:
     recipe: str
     device: str
     parameters: int
+    file_bytes: int
     memory: tuple[Part, ...]
     need_bytes: int
     room_bytes: int
@@ -67,14 +68,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Target:
-    """A model as its dimensions; `manifest` is that of a bundle, or the outline of one.  `made`: it is a bundle already."""
+    """A model as its dimensions; `manifest` is that of a bundle, or the outline of one; file_bytes are the bundle's, or predicted."""
 
     name: str
     family: str
     config: Any
     manifest: Any
     recipe: str
-    made: bool
+    file_bytes: int
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def planned(of: Target, there: Place, sessions: int, state_dtype: str, others: b
         recipe=of.recipe,
         device=there.name,
         parameters=parameters(of.family, of.config),
+        file_bytes=of.file_bytes,
         memory=parts(of.manifest),
         need_bytes=total,
         room_bytes=there.room_bytes,
@@ -154,11 +156,12 @@ def find(target: str, recipe: str) -> Target:
     if path.is_file():
         with Bundle.open(path, verify=False) as bundle:
             name = str(bundle.manifest.recipe.get("name", "custom"))
-            return Target(path.name, bundle.manifest.family, bundle.config, bundle.manifest, name, True)
+            return Target(path.name, bundle.manifest.family, bundle.config, bundle.manifest, name, path.stat().st_size)
     known = None if path.is_dir() else published.config(target)
     family, config = known if known is not None else _checkpoint(target)
     chosen = recipes.load(recipe, small=parameters(family, config) < SMALL, n_layer=config.n_layer)
-    return Target(target, family, config, outline(family, config, chosen), chosen.name, False)
+    made = outline(family, config, chosen)
+    return Target(target, family, config, made, chosen.name, file_bytes(made))
 
 
 def _shipped(name: str, family: str, config: Any) -> recipes.Recipe:

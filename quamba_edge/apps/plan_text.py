@@ -8,7 +8,7 @@ from quamba_edge.apps.plan import Plan
 def text(p: Plan) -> str:
     """One model on one machine."""
     lines = [
-        f"{p.target}, recipe {p.recipe}, {p.parameters / 1e6:.0f} M parameters, on {p.device}",
+        f"{p.target}, recipe {p.recipe}, {p.parameters / 1e6:.0f} M parameters, a file of {p.file_bytes / 1e6:.1f} MB, on {p.device}",
         "",
         f"{'memory':18s} {'MB':>9s}",
     ]

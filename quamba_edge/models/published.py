@@ -15,12 +15,24 @@ _MAMBA2 = {"mamba2-130m": (768, 24), "mamba2-370m": (1024, 48), "mamba2-780m": (
 _MAMBA2 |= {"mamba2-2.7b": (2560, 64)}
 _LARGE = {"mamba2-8b": (4096, 56, 256000, 128), "codestral-7b": (4096, 64, 32768, 1)}
 
-NAMES = (*_MAMBA, *_MAMBA2, *_LARGE)
+# Its config.json says expand 16; what holds is intermediate_size.
+_FALCON: dict[str, Any] = {
+    "model_type": "falcon_mamba",
+    "hidden_size": 4096,
+    "num_hidden_layers": 64,
+    "vocab_size": 65024,
+    "state_size": 16,
+}
+_FALCON |= {"intermediate_size": 8192, "time_step_rank": 256, "tie_word_embeddings": False}
+
+NAMES = (*_MAMBA, *_MAMBA2, *_LARGE, "falcon-mamba-7b")
 
 
 def config(name: str) -> tuple[str, Any] | None:
     """(family, Config) of a model by its short name or as "state-spaces/NAME"; None for one that is not in the table."""
     short = name.removeprefix("state-spaces/")
+    if short == "falcon-mamba-7b":
+        return "mamba", models.find("mamba", "config").Config.from_transformers(_FALCON)
     if short in _MAMBA:
         raw: dict[str, Any] = {"d_model": _MAMBA[short][0], "n_layer": _MAMBA[short][1], "vocab_size": 50277}
         return "mamba", models.find("mamba", "config").Config.from_state_spaces({**raw, "pad_vocab_size_multiple": 8})

@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import pytest
 
+from quamba_edge.apps.plan import plan
 from quamba_edge.bundle import outline as app
 from quamba_edge.bundle.reader import Bundle
+from quamba_edge.checkpoint import hub
 from quamba_edge.errors import BadRecipe
 from quamba_edge.models import published
+from quamba_edge.pack import pack
 from quamba_edge.quant.recipe import Recipe, shipped
 from tests.golden.make import HERE
+from tests.tiny import write_checkpoint
 
 
 def plain(tensors):
@@ -25,6 +29,44 @@ def test_it_is_what_packing_wrote(family):
         assert plain(outline.tensors) == plain(made.tensors)
         in_file = sum(e.nbytes for name, e in bundle.places.items() if name != "tokenizer.json")
         assert app.weight_bytes(outline) == app.weight_bytes(made) == in_file
+        assert app.file_bytes(outline) == pytest.approx((HERE / f"{family}.qedge").stat().st_size, rel=0.01)
+
+
+MODES = ("w16a16", "w8a8", "w4a16", "w4a8")
+SIZES = {"mamba": {"d_state": 16}, "mamba2": {"d_state": 128, "headdim": 64, "ngroups": 2}}
+
+
+def planned_and_packed(folder, out, mode):
+    """Bytes of the file that `plan` predicts from config.json, and of the one that `pack` writes."""
+    planned = plan(str(folder), "orin-nano-8gb", recipe=mode).file_bytes
+    made = pack(folder, out, mode, method="rtn", calib_samples=1, calib_len=16, eval_tokens=0)
+    assert made.bytes == out.stat().st_size and plan(str(out), "orin-nano-8gb").file_bytes == made.bytes
+    return planned, made.bytes
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_plan_knows_the_bytes_of_every_mode(family, tied, tmp_path):
+    """Of a small model the header is a large part, and what was measured is not planned: some hundred bytes of 1 MB."""
+    folder = write_checkpoint(tmp_path / "c", family, d_model=256, n_layer=2, tied=tied, **SIZES[family])
+    for mode in MODES:
+        planned, packed = planned_and_packed(folder, tmp_path / f"{mode}.qedge", mode)
+        assert planned == pytest.approx(packed, rel=0.01), mode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["mamba-130m", "mamba2-130m"])
+def test_plan_knows_the_bytes_of_a_published_size(name, mode, tmp_path):
+    family, wanted = published.config(name)
+    sizes = {"d_model": 768, "n_layer": 24, "vocab": 50277, "pad": 8 if family == "mamba" else 16}
+    folder = write_checkpoint(
+        tmp_path / "c", family, **sizes, **SIZES[family] | ({"ngroups": 1} if family == "mamba2" else {})
+    )
+    (folder / "tokenizer.json").unlink()  # that of 50,277 ids is not at hand
+    assert hub.read_config(folder) == (family, wanted)
+    planned, packed = planned_and_packed(folder, tmp_path / "m.qedge", mode)
+    assert planned - app.TOKENIZER_BYTES_PER_ID * 50277 == pytest.approx(packed, rel=0.001)
 
 
 @pytest.mark.parametrize("mode", ["w16a16", "w8a8", "w4a16", "w4a8"])
