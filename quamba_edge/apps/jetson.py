@@ -5,6 +5,7 @@ Release numbers, traps and remedies are NVIDIA's release notes and other people'
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ JETPACKS = (
 )
 TO_36_5 = "sudo sed -i 's/r36\\.4/r36.5/' /etc/apt/sources.list.d/nvidia-l4t-apt-source.list && sudo apt update && sudo apt dist-upgrade"
 FLASH = "install JetPack 7.2 or later (developer.nvidia.com/embedded/jetpack), or 6.2.2"
+GPU_NODES = ("dev/nvmap", "dev/nvhost-*gpu*", "dev/nvgpu/*/*", "dev/dri/renderD*")
+THROTTLES_C, WARM_C = 99.0, 90.0  # tj above the first is slowed down, and says so nowhere
 TRAPS = (
     ("35.", "its CUDA 11.4 and Python 3.8 are too old for these kernels and this package", FLASH),
     ("36.3", "its CUDA 12.2 does not take kernels built with CUDA 12.6", TO_36_5.replace("r36\\.4", "r36\\.3")),
@@ -48,16 +51,31 @@ TRAPS = (
 def examine(root: Path) -> list[Finding]:
     """A board's own findings, read from the files below `root`."""
     tree, sample = Tree(root), Tegra(root).read()
-    return [_jetpack(tree), _board(tree), *_modes(root), _gpu_clock(tree, sample), *_supply(sample)]
+    return [_jetpack(tree), _board(tree), *_modes(root), _gpu_clock(tree, sample), *_supply(sample), *_heat(sample)]
 
 
 def packages() -> list[Finding]:
     """What the running Jetson has for the GPU and for jetson-stats."""
+    cuda = cuda_of(l4t(Tree(Path("/")).text("/etc/nv_tegra_release") or "") or "")
     return [
-        _python_package("pycuda", "the cuda backend", "pip install 'quamba-edge[cuda]'"),
-        _nvcc(),
+        *gpu_access(Path("/")),
+        _python_package(
+            "pycuda", "the cuda backend", "the kit's setup.sh once more, or: pip install 'pycuda>=2025.1.2'"
+        ),
+        _nvcc(cuda),
         _python_package("jtop", "the telemetry source jtop", "pip install 'quamba-edge[jetson]'"),
     ]
+
+
+def gpu_access(root: Path) -> Iterator[Finding]:
+    """Whether this user may open the device files that CUDA opens; without them cuInit fails with 801 or 999."""
+    nodes = [p for pattern in GPU_NODES for p in sorted(root.glob(pattern)) if not p.is_dir()]
+    shut = [p for p in nodes if not os.access(p, os.R_OK)]
+    if shut:
+        fix = "sudo usermod -aG video,render $USER, then log in again"
+        yield Finding("gpu access", "absent", f"this user may not open {shut[0]}; the cuda backend needs it", fix)
+    elif nodes:
+        yield Finding("gpu access", "ok", f"{len(nodes)} device files can be opened")
 
 
 def l4t(text: str) -> str | None:
@@ -145,6 +163,15 @@ def _supply(sample: Sample) -> Iterator[Finding]:
         yield Finding("power supply", "ok", f"no under-voltage since boot{peaks}")
 
 
+def _heat(sample: Sample) -> Iterator[Finding]:
+    hottest = max(sample.temps_c.items(), key=lambda zone: zone[1], default=None)
+    if hottest is None:
+        return
+    told = f"{hottest[1]:.0f} C at most ({hottest[0]}); clocks fall at {THROTTLES_C:.0f} C"
+    fix = "more air, sudo jetson_clocks --fan, or a lower mode: quamba-edge power advise --for heat"
+    yield Finding("heat", "warn", told, fix) if hottest[1] >= WARM_C else Finding("heat", "ok", told)
+
+
 def cuda_of(release: str) -> tuple[int, int] | None:
     """CUDA version of the driver that comes with an L4T release."""
     known = (("35.", (11, 4)), ("36.3", (12, 2)), ("36.", (12, 6)), ("38.", (13, 0)), ("39.", (13, 2)))
@@ -159,13 +186,12 @@ def _python_package(name: str, use: str, fix: str) -> Finding:
     return Finding(name, "ok", "installed") if found else Finding(name, "absent", f"not installed; {use} needs it", fix)
 
 
-def _nvcc() -> Finding:
+def _nvcc(cuda: tuple[int, int] | None) -> Finding:
     """pip finds CUDA's headers for pycuda by where nvcc is, which JetPack does not put on the path."""
     if on_path := shutil.which("nvcc"):
         return Finding("nvcc", "ok", on_path)
     if Path("/usr/local/cuda/bin/nvcc").exists():
         fix = "export PATH=/usr/local/cuda/bin:$PATH CPATH=/usr/local/cuda/include LIBRARY_PATH=/usr/local/cuda/lib64/stubs"
         return Finding("nvcc", "absent", "in /usr/local/cuda/bin, not on the path; building pycuda needs it", fix)
-    return Finding(
-        "nvcc", "absent", "not installed; building pycuda needs CUDA's headers", "sudo apt install cuda-toolkit-12-6"
-    )
+    fix = "sudo apt install cuda-toolkit-{}-{}".format(*(cuda or (12, 6)))
+    return Finding("nvcc", "absent", "not installed; building pycuda needs CUDA's headers", fix)

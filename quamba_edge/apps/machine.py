@@ -32,7 +32,8 @@ def examine(root: Path = Path("/"), bundle: Path | None = None) -> list[Finding]
     findings += [_driver(tree, here), *_kernels(tree, here)]
     if board and here:
         findings += jetson.packages()
-    return [*findings, _power(root), _memory(tree, bundle), *_swap(tree), *_storage(tree, bundle, here)]
+    memory = [_memory(tree, bundle), *_ended(tree), *_swap(tree)]
+    return [*findings, _power(root), *memory, *_storage(tree, bundle, here)]
 
 
 def _driver(tree: Tree, here: bool) -> Finding:
@@ -156,6 +157,13 @@ def bundle_bytes(path: Path) -> int:
         programs = [part.program(bundle.manifest, 1, tokens, "last") for tokens in CHUNKS]
     activations = sum(arena_sizes(programs).values())
     return path.stat().st_size + state_bytes(programs[0].states, 1, "f16") + activations
+
+
+def _ended(tree: Tree) -> Iterator[Finding]:
+    """Processes that Linux has killed because memory ran out: what looks like a crash without a word."""
+    if found := re.search(r"^oom_kill ([1-9][0-9]{0,9})$", tree.text("/proc/vmstat") or "", re.MULTILINE):
+        told = f"processes that were killed since boot because there was none left: {found[1]}"
+        yield Finding("out of memory", "warn", told, "which: sudo dmesg | grep -i 'killed process'")
 
 
 def _swap(tree: Tree) -> Iterator[Finding]:

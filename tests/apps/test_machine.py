@@ -108,6 +108,41 @@ def test_under_voltage_is_a_matter_of_the_supply(board):
     assert found.state == "warn" and "12 under-voltage" in found.found
 
 
+def test_heat(board):
+    assert examined(board)["heat"].found == "50 C at most (gpu); clocks fall at 99 C"
+    zone = next(p for p in (board / "sys/class/thermal").iterdir() if (p / "type").read_text().startswith("tj"))
+    (zone / "temp").write_text("97500\n")
+    hot = examined(board)["heat"]
+    assert hot.state == "warn" and hot.found.startswith("98 C at most (tj)") and "jetson_clocks --fan" in hot.fix
+
+
+def test_device_files_that_this_user_may_not_open(tmp_path, monkeypatch):
+    assert list(jetson.gpu_access(tmp_path)) == []
+    (tmp_path / "dev/dri").mkdir(parents=True)
+    for name in ("nvmap", "nvhost-ctrl-gpu", "dri/renderD128", "dri/card0"):
+        (tmp_path / "dev" / name).touch()
+    (found,) = jetson.gpu_access(tmp_path)
+    assert found.state == "ok" and found.found.startswith("3 device files")
+    monkeypatch.setattr(jetson.os, "access", lambda path, mode: "render" not in str(path))  # root may open everything
+    (found,) = jetson.gpu_access(tmp_path)
+    assert found.state == "absent" and "renderD128" in found.found and "usermod -aG video,render" in found.fix
+
+
+def test_what_pycuda_needs_is_named_for_the_release(monkeypatch):
+    monkeypatch.setattr(jetson.shutil, "which", lambda name: None)
+    monkeypatch.setattr(jetson.Path, "exists", lambda path: False)
+    assert jetson._nvcc((13, 2)).fix == "sudo apt install cuda-toolkit-13-2"
+    assert jetson._nvcc(None).fix == "sudo apt install cuda-toolkit-12-6"
+
+
+def test_processes_that_linux_ended(board):
+    assert "out of memory" not in examined(board)
+    (board / "proc/vmstat").write_text("nr_free_pages 9\noom_kill 0\n")
+    assert "out of memory" not in examined(board)
+    (board / "proc/vmstat").write_text("nr_free_pages 9\noom_kill 3\n")
+    assert examined(board)["out of memory"].found.endswith("none left: 3")
+
+
 def test_memory_against_a_bundle(board, capsys):
     enough = examined(board, GOLDEN)["memory"]
     need = machine.bundle_bytes(GOLDEN)
