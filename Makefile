@@ -47,12 +47,8 @@ cubin-report: native  ## write docs/cubins.md: registers, spills, instructions, 
 	$(PIP) nvidia-cuda-nvdisasm
 	@mkdir -p build && $(BIN)/python csrc/cubin_report.py quamba_edge/_native/sm_87 > build/cubins.md && mv build/cubins.md docs/cubins.md
 
-gpu-check: $(VENV)/.test native  ## where there is a GPU: every op and both golden bundles on it, with compute-sanitizer if that is here
-	@$(BIN)/python -c "from quamba_edge import backends; why = backends.why_not('cuda'); raise SystemExit(why and 'nothing to check: ' + why)"
-	$(BIN)/python -m pytest -q tests/ops tests/golden tests/backends -k cuda
-	@command -v compute-sanitizer >/dev/null || echo "compute-sanitizer is not here: it comes with the CUDA toolkit"
-	@if command -v compute-sanitizer >/dev/null; then for tool in memcheck racecheck; do \
-		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -q tests/ops -k cuda || exit 1; done; fi
+gpu-check: $(VENV)/.test native  ## where there is a GPU: everything that only one can show, written to docs/gpu.md
+	@$(BIN)/python -m tests.gpu.check $(GPU_CHECK)
 
 bench: $(VENV)/.test  ## run every script in tests/bench; the last line of each is JSON
 	@for script in tests/bench/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done

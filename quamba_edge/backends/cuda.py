@@ -171,6 +171,9 @@ class PycudaDevice:
         self.stream.synchronize()
         self.cuda.memcpy_dtoh(array, address)
 
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        self.cuda.memcpy_dtod_async(to, source, nbytes, self.stream)
+
     def launch(self, what: Launch, arguments: list[object]) -> None:
         formats = "".join("P" if isinstance(a, Address) else "f" if isinstance(a, float) else "i" for a in arguments)
         function = self.functions.get(what.kernel)

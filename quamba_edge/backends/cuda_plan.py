@@ -50,6 +50,9 @@ class Device(Protocol):
     def download(self, address: int, array: np.ndarray) -> None:
         """Fill an array, after everything that was launched."""
 
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        """Start a copy within the device: what its memory's speed is measured by."""
+
     def launch(self, what: Launch, arguments: list[object]) -> None:
         """Start a kernel.  Pointers are ints that come as `Address`."""
 
@@ -236,6 +239,21 @@ class CudaBackend(Backend):
             self.device.mark(True)
             seconds.append(self.device.seconds())
         return np.array(seconds)
+
+    def copy_bandwidth(self, nbytes: int = 256 << 20, repeats: int = 10) -> float:
+        """Bytes a second, read and written, of copies within the device: the best of three measurements."""
+        return self._do(self._copy_bandwidth, nbytes, repeats)
+
+    def _copy_bandwidth(self, nbytes: int, repeats: int) -> float:
+        to, source = self.device.alloc(nbytes), self.device.alloc(nbytes)
+        best = float("inf")
+        for _ in range(4):  # the first one also wakes the clocks
+            self.device.mark(False)
+            for _ in range(repeats):
+                self.device.copy(to.address, source.address, nbytes)
+            self.device.mark(True)
+            best = min(best, self.device.seconds())
+        return 2 * repeats * nbytes / best
 
     def sync(self) -> None:
         self._do(self.device.sync)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -41,7 +42,7 @@ class Texts(Protocol):
 
     def reset(self) -> None: ...
     def prefill(self, tokens: np.ndarray) -> np.ndarray: ...
-    def decode(self, tokens: np.ndarray) -> np.ndarray: ...
+    def decode(self, tokens: np.ndarray, sampler: Sampler) -> np.ndarray: ...
 
 
 class One:
@@ -57,9 +58,14 @@ class One:
         """tokens (1, L) → logits (1, V)."""
         return self.session.prefill(tokens[0])[None]
 
-    def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """tokens (1) → logits (1, V)."""
-        return self.session.decode(int(tokens[0]))[None]
+    def decode(self, tokens: np.ndarray, sampler: Sampler) -> np.ndarray:
+        """tokens (1) → the ones that follow, chosen by the backend where it can."""
+        chosen = self.session.choose(int(tokens[0]), partial(sampler.request, (), 0))
+        if chosen is None:
+            assert self.session.logits is not None
+            return likeliest(sampler, self.session.logits[None])
+        sampler.answered()
+        return np.asarray([chosen], np.int32)
 
 
 class Together:
@@ -83,9 +89,9 @@ class Together:
             start += size
         return plan.logits()[:, : self.engine.vocab_size]
 
-    def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """tokens (S) → logits (S, V)."""
-        return self.prefill(tokens[:, None])
+    def decode(self, tokens: np.ndarray, sampler: Sampler) -> np.ndarray:
+        """tokens (S) → the ones that follow."""
+        return likeliest(sampler, self.prefill(tokens[:, None]))
 
 
 def texts(engine: Engine, sequences: int) -> Texts:
@@ -93,19 +99,20 @@ def texts(engine: Engine, sequences: int) -> Texts:
     return One(engine) if sequences == 1 else Together(engine, sequences)
 
 
+def likeliest(sampler: Sampler, logits: np.ndarray) -> np.ndarray:
+    """logits (S, V) → tokens (S)."""
+    return np.asarray([sampler.pick(row) for row in logits], np.int32)
+
+
 def run(of: Texts, prompts: np.ndarray, gen_len: int, clock: Callable[[], int] = time.monotonic_ns) -> Repeat:
     """One repeat: prompts (S, L) from an empty state, then gen_len tokens each.  The clock counts nanoseconds."""
     sampler = Sampler(Sampling())
-
-    def likeliest(logits: np.ndarray) -> np.ndarray:
-        return np.asarray([sampler.pick(row) for row in logits], np.int32)
-
     of.reset()
     marks = [clock()]
-    tokens = likeliest(of.prefill(prompts))
+    tokens = likeliest(sampler, of.prefill(prompts))
     marks.append(clock())
     for _ in range(gen_len):
-        tokens = likeliest(of.decode(tokens))
+        tokens = of.decode(tokens, sampler)
         marks.append(clock())
     spans: Sequence[float] = (np.diff(marks) / 1e9).tolist()
     return Repeat(spans[0], tuple(spans[1:]), marks[0])

@@ -159,7 +159,7 @@ def test_a_repeat_begins_empty_and_feeds_back_the_likeliest(bundle):
             seen = []
             texts = speed.texts(engine, sequences)
             decode = texts.decode
-            texts.decode = lambda tokens, seen=seen, decode=decode: seen.append(tokens.tolist()) or decode(tokens)
+            texts.decode = lambda tokens, s, seen=seen, decode=decode: seen.append(tokens.tolist()) or decode(tokens, s)
             for _ in range(2):
                 spent = speed.run(texts, np.array([[5, 6, 7]] * sequences, np.int32), 4)
                 assert len(spent.tokens) == 4 and min(spent.first, *spent.tokens) > 0

@@ -77,6 +77,11 @@ class FakeDevice:
         at = self.place(address)
         array.reshape(-1).view(np.uint8)[...] = at.array[at.offset : at.offset + array.nbytes]
 
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        self.note("copy", nbytes)
+        a, b = self.place(to), self.place(source)
+        a.array[a.offset : a.offset + nbytes] = b.array[b.offset : b.offset + nbytes]
+
     def launch(self, what: Launch, arguments: list[object]) -> None:
         self.note("launch", what.kernel)
         if self.captured is None:

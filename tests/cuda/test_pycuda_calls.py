@@ -68,6 +68,9 @@ class Recorder:
     def memcpy_htod_async(self, address, source, stream):
         ctypes.memmove(address, source.ctypes.data, source.nbytes)
 
+    def memcpy_dtod_async(self, to, source, nbytes, stream):
+        ctypes.memmove(to, source, nbytes)
+
     def memcpy_dtoh(self, array, address):
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
@@ -119,6 +122,10 @@ def test_memory_is_zeroed_filled_in_stages_and_read_back(opened):
     assert (found == 0).all()
     device.upload(memory.address, values.reshape(13, 100))
     device.download(memory.address, found)
+    assert (found == values).all()
+    other = device.alloc(4 * 1300)
+    device.copy(other.address, memory.address, 4 * 1300)
+    device.download(other.address, found)
     assert (found == values).all()
     with pytest.raises(MemoryError):
         device.alloc(2 << 30)
