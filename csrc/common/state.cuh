@@ -23,14 +23,24 @@ constexpr bool IS_CODES = false;
 template <>
 constexpr bool IS_CODES<int8_t> = true;
 
-__device__ inline void round_to(float* p, float v, float) {
+/* What is added to element n of a row of codes before it is rounded (quamba_edge/ops/numerics.py says why). */
+__device__ inline unsigned dither_seed(float dt, int row) {
+    unsigned x = (__float_as_uint(dt) + unsigned(row) * 0x9E3779B1u) * 0x85EBCA6Bu;
+    x = (x ^ (x >> 15)) * 0xC2B2AE35u;
+    return x ^ (x >> 13);
+}
+__device__ inline float dither(unsigned seed, int n) {
+    return float(int(seed + unsigned(n) * 0x9E3779B9u)) * 0x1p-32f;
+}
+
+__device__ inline void round_to(float* p, float v, float, float) {
     *p = v;
 }
-__device__ inline void round_to(half* p, float v, float) {
+__device__ inline void round_to(half* p, float v, float, float) {
     *p = __float2half_rn(v);
 }
-__device__ inline void round_to(int8_t* p, float v, float scale) {
-    *p = code_of(v, 1.0f / scale);
+__device__ inline void round_to(int8_t* p, float v, float scale, float u) {
+    *p = code_of(v * (1.0f / scale) + u, 1.0f);
 }
 
 template <class T>
@@ -65,11 +75,13 @@ __device__ inline void load_state(float (&v)[HELD], const T* row, int n, int N, 
 }
 
 template <class T>
-__device__ inline void store_state(T* row, const float (&v)[HELD], int n, int N, float row_scale, const float* cols) {
+__device__ inline void store_state(T* row, const float (&v)[HELD], int n, int N, float row_scale, const float* cols,
+                                   unsigned seed) {
     Four<T> raw;
 #pragma unroll
     for (int i = 0; i < HELD; i++)
-        round_to(&raw.of[i], v[i], IS_CODES<T> && n + i < N ? row_scale * cols[n + i] : 1.0f);
+        round_to(&raw.of[i], v[i], IS_CODES<T> && n + i < N ? row_scale * cols[n + i] : 1.0f,
+                 IS_CODES<T> ? dither(seed, n + i) : 0.0f);
     if (N % HELD == 0) {
         if (n < N) *reinterpret_cast<Four<T>*>(row + n) = raw;
     } else {

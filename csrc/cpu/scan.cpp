@@ -74,13 +74,21 @@ inline f32x16 exp2(f32x16 x) {
 }
 
 /* One channel's step, lanes of n; d in units of log 2.  Returns C s. */
-template <bool WHOLE, class State>
-inline f32x16 part(State* s, const float* A, const float* B, const float* C, float d, float dx, int n) {
-    const f32x16 decay = exp2(set(d) * load_lanes<WHOLE>(A, n));
-    const f32x16 v = fma(decay, load_lanes<WHOLE>(s, n), set(dx) * load_lanes<WHOLE>(B, n));
-    store_state<WHOLE>(s, v, n);
-    return v * load_lanes<WHOLE>(C, n);
-}
+struct Channel {
+    const float *A, *B, *C;
+    int64_t N;
+    float d, dx;
+    int32_t seed;
+
+    template <bool WHOLE, class State>
+    f32x16 part(State* s, int64_t n) const {
+        const int count = WHOLE ? LANES : int(N - n);
+        const f32x16 decay = exp2(set(d) * load_lanes<WHOLE>(A + n, count));
+        const f32x16 v = fma(decay, load_lanes<WHOLE>(s + n, count), set(dx) * load_lanes<WHOLE>(B + n, count));
+        store_state<WHOLE>(s, n, v, seed, count);
+        return v * load_lanes<WHOLE>(C + n, count);
+    }
+};
 
 /* One token of up to RUN channels: in three passes, so that no channel waits for the long chain of its logarithm. */
 template <class X, class State>
@@ -100,10 +108,12 @@ void step(const Args<X>& a, int64_t s, int64_t e, int count, float* scratch) {
         State* state = (State*)a.state + (s * a.E + e + i) * a.N;
         const float* A = a.A + (e + i) * a.N;
         prefetch(A + AHEAD * a.N), prefetch(state + AHEAD * a.N);
+        const int32_t seed = IS_CODES<State> ? dither_seed(a.dt[s * a.E + e + i], e + i) : 0;
+        const Channel channel = {A, B, C, a.N, d[i], dx[i], seed};
         f32x16 all = set(0.0f);
         int64_t n = 0;
-        for (; n + LANES <= a.N; n += LANES) all = all + part<true>(state + n, A + n, B + n, C + n, d[i], dx[i], LANES);
-        if (n < a.N) all = all + part<false>(state + n, A + n, B + n, C + n, d[i], dx[i], int(a.N - n));
+        for (; n + LANES <= a.N; n += LANES) all = all + channel.part<true>(state, n);
+        if (n < a.N) all = all + channel.part<false>(state, n);
         sums[i] = sum(all);
     }
     if (IS_CODES<State>) times(sums, sums, a.rows + e, count);
@@ -156,6 +166,7 @@ void tokens(const Args<X>& a, int64_t first, int64_t e, int lanes, const float* 
 template <class X, class State>
 void block(const Args<X>& a, int64_t s, int64_t e, int count, float* scratch) {
     const int64_t N = a.N, width = whole(N);
+    const float* last = a.dt + (s * a.tokens + a.tokens - 1) * a.E + e;
     State* state = (State*)a.state + (s * a.E + e) * N;
     float *rows = scratch, *A = rows + LANES * width, *memory = A + LANES * width;
     const auto lanes = [&](auto f) {
@@ -175,7 +186,8 @@ void block(const Args<X>& a, int64_t s, int64_t e, int count, float* scratch) {
     transpose(memory, LANES, width, LANES, rows, width);
     lanes([&](int i, int64_t n, int k) {
         const f32x16 v = load(rows + i * width + n);
-        store_state<false>(state + i * N + n, IS_CODES<State> ? v * (set(1.0f) / scale(i, n, k)) : v, k);
+        const int32_t seed = IS_CODES<State> ? dither_seed(last[i], e + i) : 0;
+        store_state<false>(state + i * N, n, IS_CODES<State> ? v * (set(1.0f) / scale(i, n, k)) : v, seed, k);
     });
 }
 

@@ -15,25 +15,37 @@ enum Sizes { S, T, H, P, N, GROUPS };
 
 // ---- one token
 
+/* What the rows of a head share. */
+struct Token {
+    const float *B, *C;
+    f32x16 decay;
+    float dt;  // raw: it seeds the dither of codes
+};
+
 /* R rows of a head's state, lanes of n: the step, and C times the rows. */
 template <int R, bool WHOLE, class State>
-inline void step(State* s, int64_t N, f32x16 decay, const float* dx, const float* B, const float* C, f32x16* y, int n) {
-    const f32x16 b = load(B), c = load(C);
+inline void step(State* s, int64_t N, const Token& at, const float* dx, const int32_t* seeds, f32x16* y, int64_t n) {
+    const f32x16 b = load(at.B + n), c = load(at.C + n);
+    const int count = WHOLE ? LANES : int(N - n);
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
-        const f32x16 v = fma(decay, load_lanes<WHOLE>(s + r * N, n), b * set(dx[r]));
-        store_state<WHOLE>(s + r * N, v, n);
+        const f32x16 v = fma(at.decay, load_lanes<WHOLE>(s + r * N + n, count), b * set(dx[r]));
+        store_state<WHOLE>(s + r * N, n, v, seeds[r], count);
         y[r] = fma(c, v, y[r]);
     }
 }
 
+/* R rows from the model's row `first` on. */
 template <int R, class State>
-inline void rows_step(State* s, int64_t N, f32x16 decay, const float* dx, const float* B, const float* C, float* y) {
+inline void rows_step(State* s, int64_t N, const Token& at, const float* dx, int64_t first, float* y) {
     f32x16 sums[R];
+    int32_t seeds[R] = {};
     for (int r = 0; r < R; r++) sums[r] = set(0.0f);
+    if (IS_CODES<State>)
+        for (int r = 0; r < R; r++) seeds[r] = dither_seed(at.dt, first + r);
     int64_t n = 0;
-    for (; n + LANES <= N; n += LANES) step<R, true>(s + n, N, decay, dx, B + n, C + n, sums, LANES);
-    if (n < N) step<R, false>(s + n, N, decay, dx, B + n, C + n, sums, int(N - n));
+    for (; n + LANES <= N; n += LANES) step<R, true>(s, N, at, dx, seeds, sums, n);
+    if (n < N) step<R, false>(s, N, at, dx, seeds, sums, n);
     for (int r = 0; r < R; r++) y[r] = sum(sums[r]);
 }
 
@@ -47,11 +59,12 @@ void head_step(const Args<X>& a, int64_t s, int64_t h, float* scratch) {
     store(first, d);
     for (int64_t p = 0; p < P; p += LANES) store(dx + p, load(x + p) * set(first[0]));
     store(first, exp(d * set(a.A[h])));
+    const Token at = {B, C, set(first[0]), a.dt[s * a.dt_stride + h]};
     if (IS_CODES<State>) over(dx, dx, a.rows + h * a.P, a.P);
     State* state = a.template state_of<State>(s, h);
     int64_t p = 0;
-    for (; p + 4 <= a.P; p += 4) rows_step<4>(state + p * a.N, a.N, set(first[0]), dx + p, B, C, y + p);
-    for (; p < a.P; p++) rows_step<1>(state + p * a.N, a.N, set(first[0]), dx + p, B, C, y + p);
+    for (; p + 4 <= a.P; p += 4) rows_step<4>(state + p * a.N, a.N, at, dx + p, h * a.P + p, y + p);
+    for (; p < a.P; p++) rows_step<1>(state + p * a.N, a.N, at, dx + p, h * a.P + p, y + p);
     if (IS_CODES<State>) times(y, y, a.rows + h * a.P, a.P);
     for (p = 0; p < a.P; p += LANES) {
         const int k = lanes_at(p, a.P);

@@ -191,10 +191,12 @@ void head_tokens(const Args<X>& a, const Call& c, int64_t s, int64_t h, float* s
     }
     for (int64_t i = 0; i < shared.groups_of_tokens; i++)
         tokens<State>(a, head, shared.at(c, s, h / (a.H / a.groups), i), row, i * Q, h, lanes_at(i * Q, a.tokens));
+    const float dt = a.dt[(row + a.tokens - 1) * a.dt_stride + h];
     for (int64_t p = 0; p < a.P; p++) {
+        const int32_t seed = IS_CODES<State> ? dither_seed(dt, h * a.P + p) : 0;
         int64_t n = 0;
-        for (; n + LANES <= a.N; n += LANES) store_state<true>(state + p * a.N + n, load(head.state(p, n)), LANES);
-        if (n < a.N) store_state<false>(state + p * a.N + n, load(head.state(p, n)), int(a.N - n));
+        for (; n + LANES <= a.N; n += LANES) store_state<true>(state + p * a.N, n, load(head.state(p, n)), seed, LANES);
+        if (n < a.N) store_state<false>(state + p * a.N, n, load(head.state(p, n)), seed, int(a.N - n));
     }
 }
 

@@ -3,7 +3,8 @@
  * A decode step never multiplies codes by their scales: s[p][n] = r[p] c[n] w[p][n] obeys the same recurrence when B
  * is B / c, C is C c and x is x / r; y is then r times too small.  So the inner loops are those of floats, with w
  * for s.  A code can differ by one from that of s * (1 / (r c)), where the value is a few millionths of a step away
- * from a tie. */
+ * from a tie.  Codes are rounded with a dither (quamba_edge/ops/numerics.py says which and why): 3 instructions for
+ * 16 elements, where memory is the bound. */
 #pragma once
 #include "call.h"
 #include "simd.h"
@@ -26,10 +27,33 @@ inline void store_lanes(T* p, f32x16 v, int n) {
     WHOLE ? store(p, v) : store(p, v, n);
 }
 
-/* What a state holds, from and to floats; codes are in units of their scale. */
+/* What is added to a row of codes before it is rounded: a Weyl sequence from a seed that the row's dt gives it. */
+constexpr uint32_t WEYL = 0x9E3779B9u;
+#define QUAMBA_WEYL4(i) int32_t((i)*WEYL), int32_t((i + 1) * WEYL), int32_t((i + 2) * WEYL), int32_t((i + 3) * WEYL)
+alignas(64) constexpr int32_t WEYL_LANES[LANES] = {QUAMBA_WEYL4(0u), QUAMBA_WEYL4(4u), QUAMBA_WEYL4(8u),
+                                                   QUAMBA_WEYL4(12u)};
+
+inline int32_t dither_seed(float dt, int64_t row) {
+    uint32_t x;
+    __builtin_memcpy(&x, &dt, 4);
+    x = (x + uint32_t(row) * 0x9E3779B1u) * 0x85EBCA6Bu;
+    x = (x ^ (x >> 15)) * 0xC2B2AE35u;
+    return int32_t(x ^ (x >> 13));
+}
+
+/* v[n ..] of a row, n a multiple of 16, in units of the codes' scale. */
+inline f32x16 dithered(f32x16 v, int32_t seed, int64_t n) {
+    i32x16 steps;
+    __builtin_memcpy(&steps, WEYL_LANES, sizeof steps);
+    steps = steps + set_i32(int32_t(uint32_t(seed) + uint32_t(n) * WEYL));
+    return fma(to_float(steps), set(0x1p-32f), v);
+}
+
+/* Elements n .. of a row that begins at `row`, from floats; codes are in units of their scale, and have a seed. */
 template <bool WHOLE, class T>
-inline void store_state(T* p, f32x16 v, int n) {
-    store_lanes<WHOLE>(p, IS_CODES<T> ? min(max(v, set(-127.0f)), set(127.0f)) : v, n);
+inline void store_state(T* row, int64_t n, f32x16 v, int32_t seed, int count) {
+    if (IS_CODES<T>) v = min(max(dithered(v, seed, n), set(-127.0f)), set(127.0f));
+    store_lanes<WHOLE>(row + n, v, count);
 }
 
 /* n values as floats, with zeros up to the next multiple of 16; codes have one scale each. */

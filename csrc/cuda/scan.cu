@@ -44,7 +44,8 @@ __device__ inline void scan(const X* x, const float* x_scale, const float* dt, c
         for (int apart = SHARE / 2; apart; apart /= 2) sum += __shfl_xor_sync(ALL, sum, apart);
         if (used && n == 0) y[m * E + e] = (sum + skip * v) * silu(z[m * z_stride + e]);
     }
-    if (used) store_state(state, s, n, N, state_rows[e], state_cols);
+    const float last = dt[(size_t(sequence) * steps + steps - 1) * E + e];
+    if (used) store_state(state, s, n, N, state_rows[e], state_cols, dither_seed(last, e));
 }
 
 }  // namespace quamba

@@ -79,10 +79,12 @@ __device__ inline void ssd(const X* xbc, const float* xbc_scale, const float* dt
             if (lane == r && p0 + r < P) y[(first + t) * E + h * P + p] = sum + skip * x;
         }
     }
+    const float last = dt[(first + steps - 1) * dt_stride + h];
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
         if (p0 + r < P)
-            store_state(state + size_t(p0 + r) * N, s[r], n, N, state_rows[h * P + p0 + r], state_cols + group * N);
+            store_state(state + size_t(p0 + r) * N, s[r], n, N, state_rows[h * P + p0 + r], state_cols + group * N,
+                        dither_seed(last, h * P + p0 + r));
 }
 
 }  // namespace quamba

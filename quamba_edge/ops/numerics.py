@@ -65,6 +65,32 @@ def load_state(state: Array, scale: Array, dtype: np.dtype) -> Array:
     return value * scale.astype(dtype) if state.dtype == np.int8 else value
 
 
-def store_state(value: Array, like: Array, scale: Array) -> Array:
-    """The inverse of `load_state`: rounded once to the dtype of the array `like`."""
-    return to_i8(value, scale) if like.dtype == np.int8 else value.astype(like.dtype)
+def store_state(value: Array, like: Array, scale: Array, dt: Array) -> Array:
+    """The inverse of `load_state`: rounded once to the dtype of the array `like`, with `dither` where that is int8.
+
+    dt  (S, rows): of the call's last token, raw, of every row of the state value (S, ..., N)
+    """
+    if like.dtype != np.int8:
+        return value.astype(like.dtype)
+    reciprocal = (np.float32(1) / np.asarray(scale, np.float32)).astype(value.dtype)
+    codes = np.rint(value * reciprocal + dither(dt, value.shape[-1]).reshape(value.shape))
+    return np.clip(codes, -CODE_MAX, CODE_MAX).astype(np.int8)
+
+
+def dither(dt: Array, N: int) -> Array:
+    """What is added to a state in units of its scale before it is rounded to int8: -1/2..1/2, f32 (S, rows, N), from dt (S, rows).
+
+    An element that changes by less than half a step a token would stay for ever where it is; so it moves a whole step in the
+    right share of tokens.  The numbers come from the bits of dt, which differ from token to token, so that every backend
+    has the same and a text read twice gives the same state.  Along a row they are a Weyl sequence: whatever the row's
+    seed, its elements' roundings nearly cancel in a sum over n.  All u32, wrapping around:
+
+        seed = mix(bits of dt as f32 + row * 0x9E3779B1)       mix: *= 0x85EBCA6B, ^= >> 15, *= 0xC2B2AE35, ^= >> 13
+        u[n] = (seed + n * 0x9E3779B9 as i32) / 2^32
+    """
+    seed = np.ascontiguousarray(dt, np.float32).view(np.uint32)
+    seed = (seed + np.arange(dt.shape[1], dtype=np.uint32) * np.uint32(0x9E3779B1)) * np.uint32(0x85EBCA6B)
+    seed = (seed ^ (seed >> np.uint32(15))) * np.uint32(0xC2B2AE35)
+    seed ^= seed >> np.uint32(13)
+    steps = seed[..., None] + np.arange(N, dtype=np.uint32) * np.uint32(0x9E3779B9)
+    return steps.view(np.int32).astype(np.float32) * np.float32(2**-32)

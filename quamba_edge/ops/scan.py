@@ -7,7 +7,8 @@ For channel e, token by token:
     y = (sum_n C[n] s[n] + D[e] x[e]) * SiLU(z[e])
 
 scan_i8 reads x as codes with one scale a channel.  y comes from the fresh state; the state is rounded to its buffer's dtype
-once, after the last token of the call.  An int8 state element [e, n] is code * state_rows[e] * state_cols[n].
+once, after the last token of the call.  An int8 state element [e, n] is code * state_rows[e] * state_cols[n], rounded with
+`numerics.dither` from dt[e] of that token.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def scan_f32(
     for t in range(T):
         s = np.exp(d[:, t, :, None] * A) * s + (d[:, t] * x[:, t])[..., None] * B[:, t, None, :]
         y[:, t] = (s @ C[:, t, :, None])[..., 0]
-    return store_state(s, state, scale), (y + D * x) * silu(z)
+    return store_state(s, state, scale, dt[:, -1]), (y + D * x) * silu(z)
 
 
 def scan_i8(x: Array, x_scale: Array, **kwargs: Any) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ For head h of channels p in group G = h // (H / g), token by token:
 
 xbc's channels are x (H*P), B (g*N), C (g*N), as the convolution wrote them; ssd_i8 reads codes with one scale a channel.
 y comes from the fresh state; the state is rounded to its buffer's dtype once, after the last token of the call.  An int8 state
-element [h, p, n] is code * state_rows[h*P + p] * state_cols[G*N + n].
+element [h, p, n] is code * state_rows[h*P + p] * state_cols[G*N + n], rounded with `numerics.dither` from dt[h] of that token.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def ssd_f32(
         s = decay[:, t, :, None, None] * s + (d[:, t, :, None] * x[:, t])[..., None] * B[:, t, :, None, :]
         y[:, t] = (s @ C[:, t, :, :, None])[..., 0]
     y += D.astype(dtype)[:, None] * x
-    return store_state(s, state, scale), y.reshape(S, T, H * P)
+    return store_state(s, state, scale, np.repeat(dt[:, -1], P, axis=1)), y.reshape(S, T, H * P)
 
 
 def ssd_i8(xbc: Array, xbc_scale: Array, **kwargs: Any) -> tuple[Array, Array]:

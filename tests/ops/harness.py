@@ -12,7 +12,7 @@ from quamba_edge import backends
 from quamba_edge.backends import cpu
 from quamba_edge.backends.base import Backend
 from quamba_edge.layouts import DTYPES
-from quamba_edge.ops.numerics import shape_of
+from quamba_edge.ops.numerics import dither, shape_of
 from quamba_edge.ops.op import Arg, Op, Scalar, Size, all_ops
 from quamba_edge.ops.program import Buffer, Program, Ref, StateSpec, Step
 from tests.runtime.memory import MemoryBundle
@@ -93,7 +93,7 @@ def wide(inputs: Inputs) -> Inputs:
 
 
 def unrounded(op: Op, case: Mapping[str, Any], inputs: Inputs) -> Inputs:
-    """For every int8 result, its exact value in units of its scale: f64, before rounding."""
+    """For every int8 result, its exact value in units of its scale, dithered where that is so: f64, before rounding."""
     exact, found = wide(inputs), {}
     out = op.results[-1]
     if out.dtype == "i8":
@@ -108,7 +108,9 @@ def unrounded(op: Op, case: Mapping[str, Any], inputs: Inputs) -> Inputs:
             scale = rows.reshape(case["H"], -1, 1) * heads
         else:
             scale = rows[:, None] * cols
-        found["state"] = meaning(op, case, {**exact, "state": inputs["state"] * scale})["state"] / scale
+        value = meaning(op, case, {**exact, "state": inputs["state"] * scale})["state"] / scale
+        last = np.repeat(inputs["dt"][:, -1], case.get("P", 1), axis=1)
+        found["state"] = value + dither(last, case["N"]).reshape(value.shape)
     return found
 
 

@@ -210,7 +210,8 @@ def test_any_split_of_time_gives_the_same(parts: list[int], kind: str, seed: int
 
 @pytest.mark.parametrize("name", ["ssd_f32", "scan_f32"])
 def test_state_is_rounded_once_at_the_end(name: str) -> None:
-    """y does not depend on how the new state will be stored, and an int8 state is the f32 one, rounded by row and column scales."""
+    """y does not depend on how the new state will be stored, and an int8 state is the f32 one, rounded by row and column scales
+    with the dither of the last token's dt."""
     case = next(c for c in OPS[name].cases if c["T"] == 16)
     inputs = inputs_of(OPS[name], case, "f32")
     inputs["state"][...] = 0  # exactly representable in every dtype
@@ -223,8 +224,18 @@ def test_state_is_rounded_once_at_the_end(name: str) -> None:
     for index in np.ndindex(*full["state"].shape[1:]):
         if name == "ssd_f32":
             h, p, n = index
-            scale = rows[h * case["P"] + p] * cols[h // (case["H"] // case["g"]) * case["N"] + n]
+            row, scale = h * case["P"] + p, cols[h // (case["H"] // case["g"]) * case["N"] + n]
         else:
-            scale = rows[index[0]] * cols[index[1]]
-        value = full["state"][(0, *index)] * (np.float32(1) / scale)
-        assert codes["state"][(0, *index)] == np.clip(np.rint(value), -127, 127)
+            (h, n), row = index, index[0]
+            scale = cols[n]
+        value = full["state"][(0, *index)] * (np.float32(1) / (rows[row] * scale))
+        moved = np.rint(value + dither(inputs["dt"][0, -1, h], row, n))
+        assert codes["state"][(0, *index)] == np.clip(moved, -127, 127)
+
+
+def dither(dt: np.float32, row: int, n: int) -> np.float32:
+    """The definition in quamba_edge/ops/numerics.py, one number at a time."""
+    x = (int(dt.view(np.uint32)) + row * 0x9E3779B1) * 0x85EBCA6B % 2**32
+    x = (x ^ x >> 15) * 0xC2B2AE35 % 2**32
+    x = ((x ^ x >> 13) + n * 0x9E3779B9) % 2**32
+    return np.float32(x - 2**32 if x >= 2**31 else x) / np.float32(2**32)

@@ -114,7 +114,7 @@ inline i32x16 zeros() {
     return set_i32(0);
 }
 inline i32x16 operator+(i32x16 a, i32x16 b) {
-    return lanes<i32x16>([&](int i) { return a.v[i] + b.v[i]; });
+    return lanes<i32x16>([&](int i) { return int32_t(uint32_t(a.v[i]) + uint32_t(b.v[i])); });
 }
 inline i32x16 operator-(i32x16 a, i32x16 b) {
     return lanes<i32x16>([&](int i) { return a.v[i] - b.v[i]; });
