@@ -137,7 +137,7 @@ def page(desk: Desk) -> gr.Blocks:
             (gr.Button(visible=False), gr.Button(visible=True)),
             (gr.Button(visible=True), gr.Button(visible=False)),
         )
-        heard = Heard()
+        heard, blank = Heard(), ([], "", None)
         yield [*talk, {"role": "assistant", "content": "…"}], "", gr.skip(), *busy
         try:
             system, temperature, top_p, top_k, min_p, repetition, longest, seed = settings
@@ -150,6 +150,10 @@ def page(desk: Desk) -> gr.Blocks:
                 seed=int(seed) if seed is not None and seed >= 0 else None,
             )
             for heard in desk.answer(who, talk, system or "", sampling, int(longest)):
+                if heard.left:
+                    # gradio sends an event's last outputs twice, the second time after whatever came between.
+                    yield *blank, *idle
+                    return
                 yield [*talk, {"role": "assistant", "content": heard.text or "…"}], heard.note, heard.session, *busy
         except Exception as e:  # whatever it is, the buttons must come back
             told(e)
@@ -187,6 +191,10 @@ def page(desk: Desk) -> gr.Blocks:
 
     def stop(request: gr.Request) -> None:
         desk.stop(str(request.session_hash))
+
+    def anew(request: gr.Request) -> tuple[Any, ...]:
+        desk.leave(str(request.session_hash))
+        return [], "", None, gr.Button(visible=True), gr.Button(visible=False)
 
     def choose(path: str) -> str:
         try:
@@ -282,7 +290,7 @@ def page(desk: Desk) -> gr.Blocks:
         talk.edit(edit, [talk, *settings], outputs, **quiet)
         talk.example_select(example, None, ask, **quiet).then(say, [ask, talk, *settings], [ask, *outputs], **quiet)
         end.click(stop, None, None, queue=False, **quiet)
-        gr.on([new.click, talk.clear], lambda: ([], "", None), None, [talk, note, session], **quiet)
+        gr.on([new.click, talk.clear], anew, None, outputs, **quiet)
         bundle.input(choose, [bundle], [title])
         keep.click(save, [name, talk, session, *settings], [kept, done], **quiet)
         fetch.click(take, [kept, *settings], [talk, done, name, *settings], **quiet)

@@ -38,12 +38,16 @@ def default_folder() -> Path:
 
 @dataclass
 class Heard:
-    """An answer as it grows; `note` tells its numbers, `session` where its state is kept, `ended` why it is over."""
+    """An answer as it grows; `note` tells its numbers, `session` where its state is kept, `ended` why it is over.
+
+    `left`: the reader has begun another conversation meanwhile, and wants nothing of this one.
+    """
 
     text: str = ""
     note: str = ""
     session: str | None = None
     ended: str | None = None
+    left: bool = False
 
 
 class Desk:
@@ -53,6 +57,7 @@ class Desk:
         self.bundles, self._folder, self._how = bundles, folder, (backend, threads)
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
+        self._left: set[Job] = set()
         self.service: Service | None = None
         self.open(bundles[0])
         self.panel = Panel(lambda: self.service)
@@ -111,8 +116,9 @@ class Desk:
                 del self._jobs[who]
         usage = job.usage
         self.panel.answer = Answer(begun, time.monotonic_ns(), usage.completion, usage.ttft_ms, usage.decode_tps)
-        heard.note = _numbers(job, heard)
+        heard.note, heard.left = _numbers(job, heard), job in self._left
         yield heard
+        self._left.discard(job)
 
     def close(self) -> None:
         """Stop everything: answers, the model, the panel."""
@@ -125,6 +131,17 @@ class Desk:
         job = self._jobs.get(who)
         if job is not None:
             job.cancel()
+
+    def leave(self, who: str) -> None:
+        """As `stop`, with its last piece marked as not wanted any more; returns once that has been handed out, or after 5 s."""
+        job = self._jobs.get(who)
+        if job is not None:
+            self._left.add(job)
+            job.cancel()
+            patience = time.monotonic() + 5
+            while job in self._left and time.monotonic() < patience:
+                time.sleep(0.01)
+            self._left.discard(job)
 
     # Conversations: NAME.json is what was said, NAME.qsession the state after it, so that nothing is read again
 

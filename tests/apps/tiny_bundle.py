@@ -29,9 +29,11 @@ TOKENIZER = json.dumps(
 PROMPT = [5, 6, 7, 8, 1]
 
 
-def write(path: Path, family: str = "mamba2", *, tokenizer_json: str | None = TOKENIZER, **changes) -> Path:
+def write(
+    path: Path, family: str = "mamba2", *, tokenizer_json: str | None = TOKENIZER, d_model: int = 48, **changes
+) -> Path:
     """The bundle at `path`; `changes` replace fields of its manifest, such as golden or chat_template."""
-    memory = in_memory(family)
+    memory = in_memory(family, d_model)
     stored = [(n, s.shape, s.layout, memory.tensor(n)) for n, s in memory.manifest.tensors.items()]
     if tokenizer_json is not None:
         packed = np.frombuffer(zlib.compress(tokenizer_json.encode()), np.uint8)
@@ -58,8 +60,8 @@ def write(path: Path, family: str = "mamba2", *, tokenizer_json: str | None = TO
     return path
 
 
-def in_memory(family: str = "mamba2"):
-    return bundle_of(random_model(family), 4, 8, rotate=True)
+def in_memory(family: str = "mamba2", d_model: int = 48):
+    return bundle_of(random_model(family, d_model=d_model), 4, 8, rotate=True)
 
 
 def golden(memory) -> dict:

@@ -36,8 +36,9 @@ def chromium():
 def address(repo, tmp_path_factory):
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'quamba-edge[demo]'")
     folder = tmp_path_factory.mktemp("page")
-    # A model that never ends by itself, so that there is time to press Stop.
-    bundle = tiny_bundle.write(folder / "tiny.qedge", tokenizer={"eos": [], "bos": 0}, chat_template=TEMPLATE)
+    # A model that never ends by itself and is wide, hence slow enough that there is time to press Stop.
+    never = {"eos": [], "bos": 0}
+    bundle = tiny_bundle.write(folder / "wide.qedge", d_model=512, tokenizer=never, chat_template=TEMPLATE)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,43 +90,70 @@ def answers(page):
     return [t.strip() for t in page.locator("#talk .bot .prose, #talk .bot.message").all_inner_texts()]
 
 
-def idle(page):
-    page.wait_for_selector("#send", state="visible", timeout=60_000)
-    page.wait_for_function("document.querySelector('#note').innerText.includes('tokens')", timeout=60_000)
-    return page.inner_text("#note")
+def note_of(page):
+    return page.evaluate("document.querySelector('#note').innerText.trim()")
+
+
+def idle(page, before=""):
+    """The note under an answer once it is done; `before` is the note of the answer before it (times in it differ)."""
+    return page.wait_for_function(
+        """before => {
+            const note = document.querySelector('#note').innerText.trim(), send = document.querySelector('#send');
+            return send && send.offsetParent && note.includes('tokens') && note !== before && note;
+        }""",
+        arg=before,
+        timeout=60_000,
+    ).json_value()
 
 
 def longest(page, tokens):
     field = page.get_by_label("number input for Longest answer, in tokens")
     if not field.is_visible():
         page.get_by_text("Model and sampling").click()
-    field.fill(str(tokens))
-    field.press("Tab")
+    slider = page.get_by_label("range slider for Longest answer, in tokens")
+    # While the page still settles, it puts a control's first value back: what counts is what stays.
+    for _ in range(20):
+        field.fill(str(tokens))
+        field.press("Tab")
+        page.wait_for_timeout(250)
+        if field.input_value() == slider.input_value() == str(tokens):
+            return
+    raise AssertionError(f"the page does not keep {tokens}: it shows {field.input_value()}, {slider.input_value()}")
+
+
+# Presses Stop in the very moment in which some of the answer stands there; what stood there.
+STOP_IN_THE_MIDDLE = """() => {
+    const stop = document.querySelector('#stop'), said = [...document.querySelectorAll('#talk .bot .prose, #talk .bot.message')];
+    const text = said.length ? said.at(-1).innerText.trim() : '';
+    if (!stop || !stop.offsetParent || text.length < 2) return null;
+    stop.click();
+    return text;
+}"""
 
 
 def ask(page, text):
+    """Ask; the note that stood there until then."""
+    before = note_of(page)
     page.fill("#ask textarea", text)
     page.click("#send")
+    return before
 
 
 def test_a_whole_visit(page):
     longest(page, 20)
-    ask(page, "hi")
-    assert "20 tokens" in idle(page)
+    note = idle(page, ask(page, "hi"))
+    assert "20 tokens" in note
     first = answers(page)[-1]
     assert first and page.input_value("#ask textarea") == ""
 
     page.click("#retry")
-    page.wait_for_function("document.querySelector('#note').innerText.includes('reused')")
-    idle(page)
+    note = idle(page, note)
+    assert "20 tokens" in note and "reused" in note
 
     longest(page, 2048)
-    ask(page, "more")
-    page.wait_for_selector("#stop", state="visible", timeout=30_000)
-    time.sleep(0.3)
-    growing = answers(page)[-1]
-    page.click("#stop")
-    note = idle(page)
+    before = ask(page, "more")
+    growing = page.wait_for_function(STOP_IN_THE_MIDDLE, timeout=30_000).json_value()
+    note = idle(page, before)
     assert "stopped" in note and int(re.match(r"(\d+) tokens", note)[1]) < 2048
     assert len(answers(page)[-1]) >= len(growing) > 1
 
@@ -152,8 +180,7 @@ def test_a_whole_visit(page):
     assert answers(page) == said
 
     longest(page, 20)
-    ask(page, "and")
-    note = idle(page)
+    note = idle(page, ask(page, "and"))
     assert int(re.search(r"(\d+) of it reused", note)[1]) > 0
     page.wait_for_function("document.querySelector('#live').innerText.includes('not available')")
     assert page.faults == [] and page.elsewhere == []
@@ -164,15 +191,21 @@ def test_a_whole_visit(page):
 def test_an_example_and_an_edit(page):
     longest(page, 12)
     page.get_by_text("Tell me a story about a cat named Mia.").click()
-    idle(page)
+    note = idle(page)
     before = page.inner_text("#talk")
     page.get_by_role("button", name=re.compile("edit", re.IGNORECASE)).first.click()
     field = page.locator("#talk textarea").first
     field.fill("Tell me of a dog")
     page.get_by_role("button", name=re.compile("submit", re.IGNORECASE)).first.click()
     page.wait_for_function("document.querySelector('#talk').innerText.includes('of a dog')")
-    idle(page)
+    idle(page, note)
     assert "Mia" in before and "Mia" not in page.inner_text("#talk")
+    longest(page, 2048)
+    ask(page, "more")
+    page.wait_for_selector("#stop", state="visible", timeout=30_000)
     page.click("#new")
     page.wait_for_function("!document.querySelector('#talk').innerText.includes('of a dog')")
+    page.wait_for_selector("#send", state="visible")
+    page.wait_for_timeout(1000)
+    assert answers(page) == [], "what was being answered does not come back"
     assert page.faults == [] and page.elsewhere == []
