@@ -26,7 +26,7 @@ look_board() {
     major=${BASH_REMATCH[1]} minor=${BASH_REMATCH[2]} release=${BASH_REMATCH[1]}.${BASH_REMATCH[2]}${BASH_REMATCH[3]}
     if [ "$major" -lt 36 ]; then
         refuse board "L4T $release is JetPack 5 or older (Python 3.8, CUDA 11.4); expected JetPack 6.1 or later" \
-            'flash JetPack 6.2.2 or 7.2: docs/guide.md'
+            'flash JetPack 6.2.2 or 7.2: developer.nvidia.com/embedded/jetpack'
         CUDA=0
     elif [ "$major" = 36 ] && [ "$minor" -lt 4 ]; then
         found warn board "L4T $release is JetPack 6.0, whose CUDA 12.2 does not take these kernels: CPU only" \

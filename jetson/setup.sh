@@ -90,6 +90,7 @@ package() {
     if [ "$have" = "$SUM $EXTRAS" ]; then already; return; fi
     case $have in '' | "$SUM "*) ;; *) again=(--force-reinstall) ;; esac  # another kit may have the same version number
     pip install "${again[@]}" "${SOURCE[@]}" "$target"
+    if [[ ,$EXTRAS, = *,demo,* && -d $HERE/demos ]]; then run cp -r "$HERE/demos" "$PREFIX/"; fi
     run write "$VENV/quamba-edge.kit" "$SUM $EXTRAS"
     case ",$EXTRAS," in *,jetson,*)
         echo "   jtop also needs its service, which is yours to start: sudo $VENV/bin/jtop --install-service" ;;
@@ -139,7 +140,7 @@ all_steps() {
     STEPS=0
     environment
     package
-    gpu || printf '   pycuda was not installed; everything runs on the CPU meanwhile: docs/troubleshooting.md\n'
+    gpu || echo '   pycuda was not installed: everything runs on the CPU meanwhile, and setup.sh can be run again'
     launcher
     model
     if [ "$SERVICE" = 1 ]; then service; fi
