@@ -186,7 +186,7 @@ def test_a_stopped_prompt_leaves_the_session_at_its_latest_snapshot(monkeypatch)
     expected = session.branch().prefill(text(3))
     plan = session.engine.plan(1, 1, "last")
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "run", lambda tokens: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(plan, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             session.prefill(text(2))
     assert session.tokens == text(5)
