@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := QUAMBA_SKIP_NATIVE=1 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 REFERENCE := $(BIN)/python -c 'from quamba_edge.cli import reference_markdown; print(reference_markdown(), end="")'
 
-.PHONY: help demo test test-all test-browser test-arm64 lint native wheels cubin-report gpu-check bench docs clean
+.PHONY: help demo test test-all test-browser test-arm64 lint native wheels offline-kit cubin-report gpu-check bench docs clean
 
 help:  ## list these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,10 @@ native: $(VENV)/.pack  ## compile csrc/ where there is a compiler, and the board
 
 wheels: $(VENV)/.pack  ## write dist/*.whl for this kind of workstation and for a board: libraries and GPU kernels inside
 	$(BIN)/python jetson/wheels.py --out dist
+
+offline-kit: $(VENV)/.pack  ## write build/kit and its tar: all that a board needs without a network (BUNDLE=FILE.qedge, KIT_EXTRAS=demo)
+	$(PIP) packaging
+	$(BIN)/python jetson/kit.py --out build/kit --extras '$(KIT_EXTRAS)' $(if $(BUNDLE),--bundle '$(BUNDLE)')
 
 cubin-report: native  ## write docs/cubins.md: registers, spills, instructions, launches and bytes of the board's kernels
 	$(PIP) nvidia-cuda-nvdisasm

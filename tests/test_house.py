@@ -13,7 +13,9 @@ from quamba_edge import __version__
 from quamba_edge.runtime.chat_template import render
 
 REPO = Path(__file__).resolve().parent.parent
-VERBS = "demo test test-all test-browser test-arm64 lint native wheels cubin-report gpu-check bench docs clean help".split()
+VERBS = (
+    "demo test test-all test-browser test-arm64 lint native wheels offline-kit cubin-report gpu-check bench docs clean help".split()
+)
 
 # Speed and perplexity numbers in the docs were measured on exactly these files.
 MODELS = {
@@ -35,7 +37,12 @@ def makefile_targets() -> set[str]:
 
 
 def documents() -> list[Path]:
-    return [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), *sorted((REPO / "demos").rglob("*.md"))]
+    return [
+        REPO / "README.md",
+        *sorted((REPO / "docs").glob("*.md")),
+        *sorted((REPO / "demos").rglob("*.md")),
+        REPO / "export/README.md",
+    ]
 
 
 def in_code(text: str) -> str:
