@@ -66,7 +66,7 @@ def pack(
     method: str | None = None,
     seed: int = 0,
     resume: bool = False,
-    tokenizer: Path | None = None,
+    tokenizer: str | Path | None = None,
     chat_template: Path | None = None,
     eval_tokens: int | None = None,
     progress: Progress = lambda done, total, text: None,
@@ -172,7 +172,7 @@ def describe(
         calibration={**record, "samples": draw.samples, "length": draw.length, "seed": draw.seed},
         perplexity={"source": None, "bundle": None, "tokens": 0},
         golden=[],
-        source={"name": checkpoint.path.name, "digest": checkpoint.digest, "license": checkpoint.license},
+        source={"name": checkpoint.name, "digest": checkpoint.digest, "license": checkpoint.license},
         tokenizer={"eos": words.eos_ids(), "bos": words.bos_id()} if words else {"eos": [], "bos": None},
         chat_template=template,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from quamba_edge.apps import card as model_card
 from quamba_edge.errors import BadUsage, Interrupted, Missing
 
 EVERY = 5.0  # seconds between lines where there is no terminal to draw a bar on
@@ -64,8 +65,8 @@ class Progress:
         print(f"{done}/{total} {text}" + (f", about {left:.0f} s left" if left else ""), file=self._stream, flush=True)
 
 
-def pack(options: Mapping[str, Any], progress: Progress, command: list[str]) -> Any:
-    """Pack with the arguments of quamba_edge.pack.pack; returns its PackResult.
+def pack(options: Mapping[str, Any], progress: Progress, command: list[str], card: Path | None = None) -> Any:
+    """Pack with the arguments of quamba_edge.pack.pack; returns its PackResult.  `card` is a file to write the model card to.
 
     `command` is the command line, for the message that says how to go on after Ctrl-C.
     """
@@ -73,17 +74,22 @@ def pack(options: Mapping[str, Any], progress: Progress, command: list[str]) -> 
     if out.is_dir() or not out.parent.is_dir():
         found = "is a folder" if out.is_dir() else f"would lie in {out.parent}, which does not exist"
         raise BadUsage(f"{out} {found}: expected the name of a file to write, in a folder that exists")
+    if card is not None and (card.is_dir() or not card.parent.is_dir()):
+        raise BadUsage(f"--card {card}: expected the name of a file to write, in a folder that exists")
     if not find_spec("torch"):
         raise Missing("packing needs torch, which is not here: pip install 'quamba-edge[pack]'")
     from quamba_edge.pack import pack as quantize
 
     try:
-        return quantize(**options, progress=progress)
+        result = quantize(**options, progress=progress)
     except KeyboardInterrupt:
         again = command if "--resume" in command else [*command, "--resume"]
         raise Interrupted(
             f"stopped; finished layers are kept, continue with: quamba-edge {shlex.join(again)}"
         ) from None
+    if card is not None:
+        model_card.write(out, card)
+    return result
 
 
 def summary(result: Any) -> str:

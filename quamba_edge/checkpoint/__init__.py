@@ -24,7 +24,15 @@ import torch
 
 from quamba_edge import models
 from quamba_edge.checkpoint import megatron, spm
-from quamba_edge.checkpoint.hub import chat_template, license_of, locate, read_config, read_json, read_text
+from quamba_edge.checkpoint.hub import (
+    chat_template,
+    license_of,
+    locate,
+    read_config,
+    read_json,
+    read_text,
+    tokenizer_of,
+)
 from quamba_edge.checkpoint.tensors import FLOATS, Entry, TensorFile, open_file
 from quamba_edge.errors import BadCheckpoint
 
@@ -51,6 +59,7 @@ FILES = (*HUGGING_FACE, "consolidated.safetensors")
 class Checkpoint:
     """An opened checkpoint; see `open_checkpoint`.
 
+    name       as people know it: the Hub's name (org/name), else the folder's
     config     family's Config; true_vocab_size is no more than the tokenizer's ids, when there is a tokenizer
     digest     sha256 over config, tensor table (names, shapes, dtypes, file sizes) and each tensor's first row: it costs
                milliseconds, and tells one training run of an architecture from another
@@ -58,6 +67,7 @@ class Checkpoint:
     """
 
     path: Path
+    name: str
     family: str
     config: Any
     license: str | None
@@ -66,8 +76,8 @@ class Checkpoint:
     digest: str
     bytes: int
 
-    def __init__(self, folder: Path, tokenizer: Path | None = None):
-        self.path = folder
+    def __init__(self, folder: Path, tokenizer: Path | None = None, name: str | None = None):
+        self.path, self.name = folder, name or folder.name or folder.resolve().name
         self.family, self.config = read_config(folder)
         files = _weight_files(folder)
         self._stored = _collect(files)
@@ -179,10 +189,13 @@ class Checkpoint:
 def open_checkpoint(name_or_path: str | Path, *, tokenizer: str | Path | None = None) -> Checkpoint:
     """Open a checkpoint: a folder, or a Hugging Face name (org/name), which is downloaded.
 
-    `tokenizer` is a tokenizer.json, or a SentencePiece .model, to use instead of the folder's.  Raises BadCheckpoint for whatever is wrong with the
-    checkpoint, naming file and tensor, and Missing when the Hub cannot be reached.
+    `tokenizer` is a tokenizer.json or a SentencePiece .model to use instead of the folder's, or the Hub name of a model whose
+    tokenizer.json to use.  Raises BadCheckpoint for whatever is wrong with the checkpoint, naming file and tensor, and Missing
+    when the Hub cannot be reached.
     """
-    return Checkpoint(locate(name_or_path), None if tokenizer is None else Path(tokenizer))
+    folder = locate(name_or_path)
+    name = None if Path(name_or_path).is_dir() else str(name_or_path)
+    return Checkpoint(folder, None if tokenizer is None else tokenizer_of(tokenizer), name)
 
 
 def _weight_files(folder: Path) -> list[TensorFile]:

@@ -50,11 +50,36 @@ def locate(name_or_path: str | Path) -> Path:
         )
         raise BadCheckpoint(f"{path} is a file, expected a checkpoint folder: {hint}")
     name = str(name_or_path)
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*", name) or name.startswith("."):
+    if not is_name(name):
         raise BadCheckpoint(
             f"{path}: no such folder; give a checkpoint folder, or a Hugging Face name such as state-spaces/mamba2-130m"
         )
     return _download(name)
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be a Hub name, org/name."""
+    return re.fullmatch(r"[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*", text) is not None and not text.startswith(".")
+
+
+def tokenizer_of(given: str | Path) -> Path:
+    """A tokenizer's file: the given one, or where there is none of that name, tokenizer.json of a model on the Hub.
+
+    Missing when the Hub cannot be reached; a file that is not there is for the reader to report.
+    """
+    path = Path(given)
+    if path.exists() or not is_name(str(given)) or path.suffix in (".json", ".model"):
+        return path
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(str(given), "tokenizer.json"))
+    except Exception as e:  # its HTTP client's, which differ by version
+        reason = (str(e).strip().splitlines() or ["no reason given"])[0][:200]
+        raise Missing(
+            f"--tokenizer {given} is no file here, and its tokenizer.json did not come from the Hugging Face Hub ({reason}); where there is "
+            f"network: hf download {given} tokenizer.json --local-dir DIR, and give that file"
+        ) from None
 
 
 def _download(name: str) -> Path:

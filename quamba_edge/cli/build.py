@@ -16,7 +16,7 @@ def pack(args: argparse.Namespace) -> Outcome:
     names = "out recipe calib calib_samples calib_len method seed resume tokenizer chat_template eval_tokens".split()
     options = {"checkpoint_path": args.CHECKPOINT, **{n: getattr(args, n) for n in names}}
     with app.Progress() as progress:
-        result = app.pack(options, progress, args.command)
+        result = app.pack(options, progress, args.command, args.card)
     return Outcome(asdict(result), app.summary(result))
 
 
@@ -81,8 +81,9 @@ VERBS = (
             flag("--method", "M", "gptq or rtn for every site; without it, what the recipe says", choices=("gptq", "rtn")),
             flag("--seed", "S", "of everything random (0)", type=int, default=0),
             flag("--resume", None, "continue an interrupted run of the same command"),
-            flag("--tokenizer", "FILE", "tokenizer.json or SentencePiece .model for a checkpoint without one", type=Path),
+            flag("--tokenizer", "T", "tokenizer.json, SentencePiece .model, or Hub name, for a checkpoint without one", type=Path),
             flag("--chat-template", "FILE", "Jinja template to store instead of the checkpoint's", type=Path),
+            flag("--card", "FILE", "write a model card in Markdown: source, licence, recipe, quality, hashes", type=Path),
             flag("--eval-tokens", "N", "held-out tokens to measure perplexity on; without it, as many as are quick", type=int),
         ),
     ),
@@ -107,7 +108,7 @@ VERBS = (
             flag("--limit", "N", "for --tasks: only the first N questions of each, and of each subtask", type=int),
             flag("--seed", "S", "for --tasks: with --limit, N random questions instead of the first", type=int),
             flag("--fewshot", "K", "for --tasks: worked examples before each question of mmlu (5)", type=int),
-            flag("--tokenizer", "FILE", "tokenizer.json or SentencePiece .model for a checkpoint without one", type=Path),
+            flag("--tokenizer", "T", "tokenizer.json, SentencePiece .model, or Hub name, for a checkpoint without one", type=Path),
             flag("--backend", "B", "for a bundle: auto, or a name, which never falls back"),
             flag("--state-dtype", "TYPE", "for a bundle: f16, f32 or i8 (f16)"),
             flag("--threads", "N", "for a bundle: threads of a backend that lets one choose", type=int),

@@ -125,7 +125,8 @@ def test_the_hub_gives_one_kind_of_weights(monkeypatch, tmp_path, bin):
 
     fake = types.SimpleNamespace(HfApi=HfApi, snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
-    assert open_checkpoint("somebody/mamba-tiny").path == folder
+    checkpoint = open_checkpoint("somebody/mamba-tiny")
+    assert (checkpoint.path, checkpoint.name) == (folder, "somebody/mamba-tiny")
     [(name, patterns)] = asked
     assert name == "somebody/mamba-tiny" and "tokenizer.json" in patterns and "config.json" in patterns
     assert any(p.startswith("pytorch_model") for p in patterns) == bin
@@ -153,6 +154,27 @@ def test_the_layouts_of_publishers_are_downloaded_once(monkeypatch, tmp_path, li
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     open_checkpoint("somebody/model")
     assert wanted in asked and unwanted not in asked and "tokenizer.json" in asked
+
+
+def test_the_tokenizer_of_another_model_on_the_hub(monkeypatch, tmp_path):
+    (tmp_path / "t.json").write_text(tokenizer_json())
+    folder = write_checkpoint(tmp_path / "c", "mamba")
+    (folder / "tokenizer.json").unlink()
+    asked = []
+    fake = types.SimpleNamespace(hf_hub_download=lambda *names: asked.append(names) or str(tmp_path / "t.json"))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    checkpoint = open_checkpoint(folder, tokenizer="EleutherAI/gpt-neox-20b")
+    assert checkpoint.tokenizer_json is not None and asked == [("EleutherAI/gpt-neox-20b", "tokenizer.json")]
+    assert checkpoint.name == "c"
+    refused(folder, "no such file", tokenizer=tmp_path / "absent.json")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refused(
+        folder,
+        "EleutherAI/gpt-neox-20b is no file here",
+        "hf download",
+        tokenizer="EleutherAI/gpt-neox-20b",
+        kind=Missing,
+    )
 
 
 def test_a_hub_repository_that_does_not_exist(monkeypatch):
