@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := QUAMBA_SKIP_NATIVE=1 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 REFERENCE := $(BIN)/python -c 'from quamba_edge.cli import reference_markdown; print(reference_markdown(), end="")'
 
-.PHONY: help demo test test-all test-browser test-arm64 lint native wheels offline-kit cubin-report gpu-check bench docs clean
+.PHONY: help demo test test-all test-browser test-arm64 test-arm64-root lint native wheels offline-kit cubin-report gpu-check bench docs clean
 
 help:  ## list these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,8 +21,9 @@ demo: $(VENV)/.pack native  ## pack the embedded story teller to 4 bits, compare
 test: lint native  ## style, types, command reference, and every quick test
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not arm64"
 
-test-all: lint native $(VENV)/.browser  ## the same, with the slow tests and the page test
+test-all: lint native $(VENV)/.browser  ## the same, with the slow tests, the page test, and test-arm64-root where that can run
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not arm64"
+	@! $(BIN)/python -m tests.arm64root.root --check || $(MAKE) --no-print-directory test-arm64-root
 
 test-browser: native $(VENV)/.browser  ## the page of the chat demo, where there is a Chromium
 	$(BIN)/python -m pytest -q -rs tests/demos/test_chat_page.py
@@ -30,6 +31,11 @@ test-browser: native $(VENV)/.browser  ## the page of the chat demo, where there
 test-arm64: $(VENV)/.test  ## the kernels compiled for aarch64 and run in an emulator: every op, both golden bundles
 	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null || { echo "needs a cross-compiler and an emulator: apt install g++-aarch64-linux-gnu qemu-user-static"; exit 1; }
 	$(BIN)/python -m pytest -q -m arm64 tests/native
+
+test-arm64-root: $(VENV)/.test  ## an arm64 Debian with only Python: the kit installs offline, a bundle talks, setup.sh, the board's tests
+	@$(BIN)/python -m tests.arm64root.root --check
+	@$(MAKE) --no-print-directory offline-kit
+	$(BIN)/python -m pytest -q -rs -m arm64 tests/arm64root
 
 lint: $(VENV)/.test  ## ruff, mypy, docs/cli.md against the parser
 	$(BIN)/ruff check .
@@ -40,11 +46,10 @@ lint: $(VENV)/.test  ## ruff, mypy, docs/cli.md against the parser
 native: $(VENV)/.pack  ## compile csrc/ where there is a compiler, and the board's kernels; one line and a slower run where there is none
 	@$(BIN)/python setup.py -q build_native --build-lib=.
 
-wheels: $(VENV)/.pack  ## write dist/*.whl for this kind of workstation and for a board: libraries and GPU kernels inside
+wheels: $(VENV)/.wheels  ## write dist/*.whl for this kind of workstation and for a board: libraries and GPU kernels inside
 	$(BIN)/python jetson/wheels.py --out dist
 
-offline-kit: $(VENV)/.pack  ## write build/kit and its tar: all that a board needs without a network (BUNDLE=FILE.qedge, KIT_EXTRAS=demo)
-	$(PIP) packaging
+offline-kit: $(VENV)/.wheels $(if $(BUNDLE),,$(VENV)/.pack)  ## write build/kit and its tar: all that a board needs without a network (BUNDLE=FILE.qedge, KIT_EXTRAS=demo)
 	$(BIN)/python jetson/kit.py --out build/kit --extras '$(KIT_EXTRAS)' $(if $(BUNDLE),--bundle '$(BUNDLE)')
 
 cubin-report: native  ## write docs/cubins.md: registers, spills, instructions, launches and bytes of the board's kernels
@@ -76,6 +81,11 @@ $(VENV)/.made:
 $(VENV)/.pack: $(VENV)/.made pyproject.toml setup.py constraints.txt
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch)
 	$(PIP) 'setuptools>=77' -e '.[pack,cubins]'
+	@touch $@
+
+# What builds wheels: no torch, so that a machine which only does that is ready in a minute.
+$(VENV)/.wheels: $(VENV)/.made pyproject.toml setup.py constraints.txt
+	$(PIP) 'setuptools>=77' packaging -e '.[cubins]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.pack
