@@ -7,6 +7,7 @@
 #
 # Traps of single releases, power modes, swap and memory are told by `quamba-edge doctor`, which is run at the end.
 set -euo pipefail
+unset PYTHONPATH PYTHONHOME  # shells of robots often have them, and then other packages seem to be in ours
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 usage() {
@@ -83,15 +84,16 @@ environment() {
 }
 
 package() {
-    local have='' again=() target="quamba-edge[$EXTRAS]"
-    [ "${#SOURCE[@]}" -gt 0 ] || target="${CHECKOUT}[$EXTRAS]"
+    local have='' extras again=() target=quamba-edge
+    [ "${#SOURCE[@]}" -gt 0 ] || target=$CHECKOUT
     step 'quamba_edge and its libraries' "into that environment, $SOURCE_NAME"
     [ ! -e "$VENV/quamba-edge.kit" ] || have=$(cat "$VENV/quamba-edge.kit")
-    if [ "$have" = "$SUM $EXTRAS" ]; then already; return; fi
+    extras=$(tr , '\n' <<<"${have##* },$EXTRAS" | sort -u | xargs | tr ' ' ,)  # what an earlier run brought stays
+    if [ "$have" = "$SUM $extras" ]; then already; return; fi
     case $have in '' | "$SUM "*) ;; *) again=(--force-reinstall) ;; esac  # another kit may have the same version number
-    pip install "${again[@]}" "${SOURCE[@]}" "$target"
+    pip install "${again[@]}" "${SOURCE[@]}" "${target}[$extras]"
     if [[ ,$EXTRAS, = *,demo,* && -d $HERE/demos ]]; then run cp -r "$HERE/demos" "$PREFIX/"; fi
-    run write "$VENV/quamba-edge.kit" "$SUM $EXTRAS"
+    run write "$VENV/quamba-edge.kit" "$SUM $extras"
     case ",$EXTRAS," in *,jetson,*)
         echo "   jtop also needs its service, which is yours to start: sudo $VENV/bin/jtop --install-service" ;;
     esac

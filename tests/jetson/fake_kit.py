@@ -41,7 +41,7 @@ def quamba_edge(folder: Path, marker: str = "first", code: int = 0) -> None:
         folder,
         "quamba_edge-0.1.0",
         {"quamba_edge/__init__.py": f"build = {marker!r}\n", "quamba_edge/cli.py": SAYS.format(code=code)},
-        "Provides-Extra: serve\nRequires-Dist: tinyserve; extra == 'serve'\n",
+        "Provides-Extra: serve\nRequires-Dist: tinyserve; extra == 'serve'\nProvides-Extra: jetson\n",
         "[console_scripts]\nquamba-edge = quamba_edge.cli:main\n",
     )
 

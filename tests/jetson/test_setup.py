@@ -95,6 +95,10 @@ def second_run_changes_nothing(board, kit):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Everything is already so: nothing was changed." in done.stdout and "PROGRAM doctor" in done.stdout
     assert done.stdout.count("   already so\n") == 4 and board.files() == before
+    more = board.setup(kit, "--yes", "--with-jetson-stats")
+    assert "'quamba-edge[jetson,serve]'" in more.stdout and "jtop --install-service" in more.stdout
+    before = board.files()
+    assert "Everything is already so" in board.setup(kit).stdout and board.files() == before, "what was added stays"
 
 
 def another_build_of_the_same_version_replaces_it(board, kit):
