@@ -3,7 +3,9 @@
  * Fragments of mma.m16n8k32 (bytes) and m16n8k16 (halves), by lane = 4 * g + t:
  *     a[0], a[1]   rows g, g + 8 of A, its 32-bit word t of the first half of k;  a[2], a[3]  the same, second half
  *     b[0], b[1]   column g of B, word t of the first and of the second half of k
- *     c[0], c[1]   row g, columns 2 t and 2 t + 1;  c[2], c[3]  row g + 8 */
+ *     c[0], c[1]   row g, columns 2 t and 2 t + 1;  c[2], c[3]  row g + 8
+ * and of m16n8k8 (tf32: floats whose last 13 bits are ignored), with c the same:
+ *     a[0], a[1]   rows g, g + 8, column t;  a[2], a[3]  the same, column t + 4;  b[0], b[1]  rows t, t + 4, column g */
 #pragma once
 #include "device.cuh"
 
@@ -47,6 +49,17 @@ inline uint32_t fma_half2(uint32_t a, uint32_t b, uint32_t c) {
         out |= uint32_t(float_to_half(float(v)).bits) << 16 * h;
     }
     return out;
+}
+
+inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const auto all = emu::exchange(ALL, MmaOperands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+    const unsigned g = emu::self->lane / 4, t = emu::self->lane % 4;
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned k = 0; k < 8; k++) {
+            const uint32_t u = all[4 * g + k % 4].a[(i >> 1) + 2 * (k / 4)];
+            const uint32_t v = all[4 * (2 * t + (i & 1)) + k % 4].b[k / 4];
+            c[i] += __uint_as_float(u & 0xffffe000u) * __uint_as_float(v & 0xffffe000u);
+        }
 }
 
 inline void mma_from(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int32_t start) {
@@ -112,6 +125,12 @@ __device__ inline void mma(int32_t (&c)[4], const uint32_t (&a)[4], const uint32
 
 __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }

@@ -96,6 +96,7 @@ def kernels(stem: str) -> list[str]:
         "part_norm": ("part_norm",),
         "sample": ("sample_values", "sample_shares", "sample_draw"),
         "scan": tuple(f"scan_{k}_{s}" for k in ("f32", "i8") for s in STATES),
+        "ssd_chunk": tuple(f"ssd_chunk_{k}_{s}" for k in ("f32", "i8") for s in STATES),
         "ssd": tuple(f"ssd_{k}_{s}" for k in ("f32", "i8") for s in STATES),
     }
     return list(ops.get(stem, (f"{stem}_i8", f"{stem}_f16")))
@@ -164,10 +165,16 @@ def _scan(name: str, s: Sizes, state: str) -> Launch:
 def _ssd(name: str, s: Sizes, state: str) -> Launch:
     if s["N"] > 128:
         raise Missing(f"{name}: {s['N']} states a row, the CUDA kernel has at most 128: use --backend cpu")
+    if s["T"] >= SSD_CHUNK:
+        kind, warps = name.removeprefix("ssd_"), min(4, ceil(s["P"] / 16))
+        return Launch(f"ssd_chunk_{kind}_{state}", (ceil(s["P"] / 64), s["H"], s["S"]), WARP * warps, SSD_SHARED)
     warps = min(4, ceil(s["P"] / 4))
     return Launch(f"{name}_{state}", (ceil(s["P"] / (4 * warps)), s["H"], s["S"]), WARP * warps, 8 * s["T"])
 
 
+# csrc/cuda/ssd_chunk.cu: tokens from which it is used, those of one round; bytes of its struct Shared.
+SSD_CHUNK = 16
+SSD_SHARED = 4 * (2 * 16 * 136 + 16 * 72 + 2 * 16 * 20 + 5 * 16)
 PRODUCTS = ("w4a8", "w8a8", "w4a16", "w8a16", "w16a16")
 # Tokens for each fragment of weights, and what the kernel's name ends in.
 TOKENS = {8: "", 16: "_x16", 32: "_x32"}

@@ -100,6 +100,7 @@ def _op(kind: str, reference: Any) -> Op:
         (1, 16, 2, 64, 128, 1),
         (3, 1, 3, 5, 7, 3),
         (1, 128, 2, 8, 16, 1),
+        (2, 37, 4, 68, 20, 2),
     )
     sizes = cases("S T H P N g dt_min dt_max", *((*s, 0.0, math.inf) for s in shapes), (1, 3, 6, 8, 16, 2, 0.01, 0.1))
     return Op(f"ssd_{kind}", args, reference, sizes, _example)

@@ -15,6 +15,13 @@ extern "C" __global__ void fragment_f16(const uint32_t* a, const uint32_t* b, fl
     for (int i = 0; i < 4; i++) c[4 * l + i] += sum[i];
 }
 
+extern "C" __global__ void fragment_tf32(const uint32_t* a, const uint32_t* b, float* c) {
+    const int l = threadIdx.x;
+    float sum[4] = {c[4 * l], c[4 * l + 1], c[4 * l + 2], c[4 * l + 3]};
+    quamba::mma_tf32(sum, {a[4 * l], a[4 * l + 1], a[4 * l + 2], a[4 * l + 3]}, {b[2 * l], b[2 * l + 1]});
+    for (int i = 0; i < 4; i++) c[4 * l + i] = sum[i];
+}
+
 extern "C" __global__ void matrices(const uint4* rows, uint32_t* plain, uint32_t* transposed) {
     QUAMBA_SHARED(uint4, shared);
     const int l = threadIdx.x;

@@ -32,6 +32,13 @@ FAULTS = {
     "gated_norm": ("v[i] * v[i];", "v[i] * v[i]; __syncwarp();", "gated_norm", 4, "wait for"),
     "hadamard": ("v[k] = x[k];", "v[k + 1] = x[k];", "hadamard_f16", 1, "heap-buffer-overflow"),
     "conv_silu": ("size_t(s) * steps * C + c", "size_t(s) * steps * C + c / 2 * 2", "conv_silu_f32", 0, "unwritten"),
+    "ssd_chunk": (
+        "        __syncthreads();  // nobody reads",
+        "        // nobody reads",
+        "ssd_f32",
+        6,
+        "errs by|depends",
+    ),
     "ssd": ("    __syncthreads();\n", "", "ssd_i8", 0, "errs by|codes differ|depends"),
 }
 

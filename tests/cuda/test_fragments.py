@@ -1,6 +1,6 @@
 """Where the elements of a matrix are in an mma's registers, as the PTX ISA says it: the emulator and all kernels rely on it.
 
-Written from "Matrix Fragments for mma.m16n8k16 / .m16n8k32" and "ldmatrix" of the PTX ISA, element by element, and not from
+Written from "Matrix Fragments for mma.m16n8k8 / .m16n8k16 / .m16n8k32" and "ldmatrix" of the PTX ISA, element by element, and not from
 csrc/common/ptx.cuh, which is what it checks.  groupID = lane >> 2, threadID_in_group = lane % 4.
 """
 
@@ -14,7 +14,7 @@ from tests.cuda.emulator import Emulator, Pointer, build
 from tests.native.build import CSRC, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-KERNELS = ["fragment_i8", "fragment_f16", "matrices", "copies", "too_early"]
+KERNELS = ["fragment_i8", "fragment_f16", "fragment_tf32", "matrices", "copies", "too_early"]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,18 @@ def b_place_f16(lane: int, i: int) -> tuple[int, int]:
     return (thread * 2 + (i & 1) if i < 2 else thread * 2 + (i & 1) + 8), group
 
 
+def a_place_tf32(lane: int, i: int) -> tuple[int, int]:
+    """(row, column) of a_i, i = 0..3, in A 16 x 8."""
+    group, thread = lane >> 2, lane % 4
+    return (group if i in (0, 2) else group + 8), (thread if i in (0, 1) else thread + 4)
+
+
+def b_place_tf32(lane: int, i: int) -> tuple[int, int]:
+    """(row, column) of b_i, i = 0..1, in B 8 x 8."""
+    group, thread = lane >> 2, lane % 4
+    return (thread if i == 0 else thread + 4), group
+
+
 def c_place(lane: int, i: int) -> tuple[int, int]:
     """(row, column) of c_i, i = 0..3, in C or D 16 x 8."""
     group, thread = lane >> 2, lane % 4
@@ -75,6 +87,7 @@ def pointer(array: np.ndarray) -> Pointer:
     [
         ("fragment_i8", np.int8, 32, a_place_i8, b_place_i8, 0),
         ("fragment_f16", np.float16, 16, a_place_f16, b_place_f16, 0.5),
+        ("fragment_tf32", np.float32, 8, a_place_tf32, b_place_tf32, 0),
     ],
 )
 def test_mma_multiplies_what_the_isa_says(kernel, dtype, k, a_place, b_place, start, emulator):
@@ -95,6 +108,8 @@ def test_every_element_has_one_place():
         (b_place_i8, 8, (32, 8)),
         (a_place_f16, 8, (16, 16)),
         (b_place_f16, 4, (16, 8)),
+        (a_place_tf32, 4, (16, 8)),
+        (b_place_tf32, 2, (8, 8)),
         (c_place, 4, (16, 8)),
     ):
         assert len({place(lane, i) for lane in range(32) for i in range(count)}) == shape[0] * shape[1] == 32 * count
