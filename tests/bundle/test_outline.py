@@ -55,7 +55,7 @@ def test_plan_knows_the_bytes_of_every_mode(family, tied, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["w8a8", "w4a8"])  # the small models above have all four
 @pytest.mark.parametrize("name", ["mamba-130m", "mamba2-130m"])
 def test_plan_knows_the_bytes_of_a_published_size(name, mode, tmp_path):
     family, wanted = published.config(name)
