@@ -31,6 +31,7 @@ from quamba_edge.quant.layer import check_recipe
 from quamba_edge.quant.walk import Progress, parameter_count, quantize_parts, source_nll, token_windows
 from quamba_edge.quant.work import Work
 from quamba_edge.runtime.chat_template import render
+from quamba_edge.runtime.drift import state_drift
 from quamba_edge.runtime.session import Engine, Session
 from quamba_edge.runtime.tokenizer import Tokenizer
 
@@ -179,7 +180,8 @@ def describe(
 
 
 def measured(draft: Path, manifest: Manifest, held: np.ndarray, nll: float | None, parameters: int) -> Manifest:
-    """The manifest with what the bundle does: perplexity of the held-out windows, and what it says greedily."""
+    """The manifest with what the bundle does: perplexity of the held-out windows, what int8 states would cost there (not for large
+    models, whose numpy run is slow), and what it says greedily."""
     perplexity: dict[str, Any] = {"source": None, "bundle": None, "tokens": 0}
     with Bundle.open(draft, verify=False) as bundle:
         engine = Engine(bundle, backend="reference")
@@ -194,6 +196,7 @@ def measured(draft: Path, manifest: Manifest, held: np.ndarray, nll: float | Non
                 "source": math.exp(min(nll, MOST_NATS)),
                 "bundle": math.exp(min(-scores.mean(), MOST_NATS)),
                 "tokens": scores.size,
+                "state_i8": state_drift(bundle, held) if parameters < SMALL // 4 else None,
                 "convention": f"windows of {held.shape[1]} tokens, each from an empty state, the first token not scored",
             }
         prompt = [int(t) for t in (held[0, :GOLDEN_PROMPT] if len(held) else range(1, GOLDEN_PROMPT + 1))]

@@ -128,6 +128,9 @@ def text(found: Inspection) -> str:
         "calibration": _listed(found.calibration),
         "perplexity": f"source {_figure(ppl.get('source'))}, bundle {_figure(ppl.get('bundle'))}"
         + (f" ({ppl['tokens']} tokens)" if ppl.get("tokens") else ""),
+        "int8 states": f"cost {1000 * ppl['state_i8']['kl']:.2f}e-3 nats a token"
+        if ppl.get("state_i8")
+        else "not measured",
         "brings": ", ".join([*extras, f"{found.golden_prompts} golden prompts"]),
         "producer": found.producer,
         "digest": found.digest,

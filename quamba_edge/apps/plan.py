@@ -21,6 +21,7 @@ from quamba_edge.profile import predict
 from quamba_edge.profile.predict import Machine, Part, Speed
 from quamba_edge.quant import recipe as recipes
 from quamba_edge.runtime.snapshots import USUAL
+from quamba_edge.runtime.state import resolved
 from quamba_edge.telemetry import linux
 from quamba_edge.telemetry.files import Tree
 
@@ -115,6 +116,7 @@ def plan_published(device: str, *, recipe: str = "w4a8", sessions: int = 1, stat
 
 def planned(of: Target, there: Place, sessions: int, state_dtype: str, others: bool = True) -> Plan:
     """The plan of a model on a machine."""
+    state_dtype = resolved(state_dtype, of.manifest)
 
     def parts(manifest: Any) -> tuple[Part, ...]:
         given: dict[str, Any] = {"sessions": sessions, "state_dtype": state_dtype, "keep": USUAL, "gpu": there.gpu}

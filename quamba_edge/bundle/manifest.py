@@ -184,6 +184,9 @@ def parse(text: str) -> Manifest:
     for key in ("source", "bundle"):
         if take["perplexity"].get(key) is not None:
             _number(take["perplexity"][key], f"perplexity.{key}")
+    if take["perplexity"].get("state_i8") is not None:
+        drift = _typed(take["perplexity"]["state_i8"], dict, "perplexity.state_i8")
+        _number(drift.get("kl"), "perplexity.state_i8.kl")
     for key in ("name", "digest", "license"):
         _optional(take["source"].get(key), str, f"source.{key}")
     _ids(take["tokenizer"].get("eos"), "tokenizer.eos")

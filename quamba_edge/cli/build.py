@@ -110,7 +110,7 @@ VERBS = (
             flag("--fewshot", "K", "for --tasks: worked examples before each question of mmlu (5)", type=int),
             flag("--tokenizer", "T", "tokenizer.json, SentencePiece .model, or Hub name, for a checkpoint without one", type=Path),
             flag("--backend", "B", "for a bundle: auto, or a name, which never falls back"),
-            flag("--state-dtype", "TYPE", "for a bundle: f16, f32 or i8 (f16)"),
+            flag("--state-dtype", "TYPE", "for a bundle: f16, f32, i8 or auto (f16)"),
             flag("--threads", "N", "for a bundle: threads of a backend that lets one choose", type=int),
         ),
     ),

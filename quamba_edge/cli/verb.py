@@ -84,7 +84,7 @@ def finite(value: Any) -> Any:
 BUNDLE = flag("BUNDLE", "", "a file NAME.qedge that `pack` wrote", type=Path)
 BACKEND = flag("--backend", "B", "auto (the fastest this machine has), or a name, which never falls back", default="auto")
 THREADS = flag("--threads", "N", "threads of a backend that lets one choose; others refuse the flag", type=int)
-STATE = flag("--state-dtype", "TYPE", "how SSM states are kept: f16, f32 or i8 (f16)", default="f16")
+STATE = flag("--state-dtype", "TYPE", "how SSM states are kept: f16, f32, i8, or auto: i8 where pack found it good enough (f16)", default="f16")
 COMMON = (
     flag("--json", None, "the last line of stdout is one JSON object"),
     flag("-v --verbose", None, "on an error, show where it happened"),

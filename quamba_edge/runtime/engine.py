@@ -18,7 +18,7 @@ from quamba_edge.backends.base import Backend
 from quamba_edge.errors import BadUsage
 from quamba_edge.ops.program import Program
 from quamba_edge.runtime.plan import Arena, Plan
-from quamba_edge.runtime.state import LiveState, State, dtype_of
+from quamba_edge.runtime.state import LiveState, State, dtype_of, resolved
 
 CHUNKS = (128, 16, 1)  # tokens; every size is one recorded plan, and any prompt is a sum of them
 LOGITS_BYTES = 256 << 20  # most memory that scoring spends on the logits of one chunk
@@ -61,15 +61,15 @@ class Engine:
     """A bundle ready to run.
 
     backend      "auto", a name, or a Backend; `engine.backend.name` says which it became
-    state_dtype  of the SSM states: "f16", "f32" or "i8"
+    state_dtype  of the SSM states: "f16", "f32", "i8", or "auto": `engine.state_dtype` says which that became
     threads      for backends that have a choice
     """
 
     def __init__(
         self, bundle: Any, backend: str | Backend = "auto", state_dtype: str = "f16", threads: int | None = None
     ):
-        self.bundle, self.state_dtype = bundle, state_dtype
-        self.manifest = bundle.manifest
+        self.bundle, self.manifest = bundle, bundle.manifest
+        self.state_dtype = state_dtype = resolved(state_dtype, bundle.manifest)
         self._family = models.find(self.manifest.family, "program")
         self.specs = self._family.program(self.manifest, 1, 1, "none").states
         for spec in self.specs:

@@ -109,7 +109,7 @@ def load(path: str | Path, backend: str = "auto", *, state_dtype: str = "f16", t
     """Open a bundle and make it ready to run.
 
     backend: "auto" takes the fastest this machine has, a name never falls back; `model.engine.backend.name` says which.
-    state_dtype: "f16", "f32" or "i8".  Errors: BadBundle and its kinds for the file, Missing for the machine.
+    state_dtype: "f16", "f32", "i8" or "auto" (runtime/state.py).  Errors: BadBundle and its kinds for the file, Missing for the machine.
     """
     bundle = Bundle.open(Path(path))
     tokenizer = Tokenizer(bundle.tokenizer_json(), f"{path}: tokenizer.json")

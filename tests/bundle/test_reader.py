@@ -161,6 +161,7 @@ FORGED = [
     (lambda m: m["golden"][0].update(top=[[1]]), BadBundle, r"golden\[0\].top"),
     (lambda m: m["tokenizer"].update(eos=[-1]), BadBundle, "tokenizer.eos is -1"),
     (lambda m: m["perplexity"].update(bundle="low"), BadBundle, "perplexity.bundle"),
+    (lambda m: m["perplexity"].update(state_i8={"tokens": 9}), BadBundle, "perplexity.state_i8.kl"),
     (lambda m: m.update(chat_template=["x"]), BadBundle, "chat_template is a list, expected text"),
     (lambda m: m["tensors"]["norm_f.weight"].update(layout="n8"), MissingLayout, "norm_f.weight.*'n8'.*upgrade"),
     (lambda m: m["tensors"]["norm_f.weight"].update(dtype="f64"), BadBundle, "f64"),
