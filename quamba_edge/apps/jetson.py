@@ -63,7 +63,7 @@ def packages() -> list[Finding]:
             "pycuda", "the cuda backend", "the kit's setup.sh once more, or: pip install 'pycuda>=2025.1.2'"
         ),
         _nvcc(cuda),
-        _python_package("jtop", "the telemetry source jtop", "pip install 'quamba-edge[jetson]'"),
+        _python_package("jtop", "the telemetry source jtop", "the kit's setup.sh --with-jetson-stats"),
     ]
 
 
