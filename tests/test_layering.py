@@ -72,7 +72,7 @@ SPECIAL = {
     "jtop": "telemetry.*",
     "pynvml": "telemetry.nvidia",
     "matplotlib": "apps.*_plot",
-    "optuna": "search.study",
+    "optuna": "search.*",
     "lm_eval": "harness",
 }
 

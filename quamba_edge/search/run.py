@@ -205,7 +205,7 @@ def search(checkpoint: Any, folder: Path, text: Text, engines: Engines, wish: Wi
             score="1 - accuracy" if questions else "kl",
             study=name,
             storage=storage,
-            measured=len(points),
+            measured=len({tuple(sorted(p.given.items())) for p in points}),
             workers=study.shares(points),
             positions=store.source.tokens.size,
             backend=objective.backend.name,

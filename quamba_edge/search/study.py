@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quamba_edge.errors import BadUsage, Missing
 from quamba_edge.search.budget import Budget, Costs
 from quamba_edge.search.space import Assignment, Space
+from quamba_edge.search.storage import open_storage
 from quamba_edge.search.walks import Fits
 
 POPULATION = 40  # as in Quamba2's search, which ran 5 generations of 40
@@ -62,26 +60,12 @@ def worker() -> str:
 
 def opened(storage: str | Path, plan: Plan) -> Any:
     """The study, made if it is not there.  storage: a journal file, or a database URL such as postgresql://..."""
-    if not find_spec("optuna"):
-        raise Missing("search needs optuna, which is not here: pip install 'quamba-edge[search]'")
+    kept = open_storage(storage)
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        if "://" in str(storage):
-            kept: Any = optuna.storages.RDBStorage(str(storage))
-        else:
-            from optuna.storages.journal import JournalFileBackend
-
-            kept = optuna.storages.JournalStorage(JournalFileBackend(str(storage)))
-        return optuna.create_study(
-            storage=kept, study_name=plan.name, directions=["minimize", "minimize"], load_if_exists=True
-        )
-    except Exception as e:  # Optuna's, SQLAlchemy's and drivers' differ by version
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
-        raise BadUsage(
-            f"--study {storage}: cannot be opened ({reason}): expected a file in a folder that exists, or a URL like postgresql://user@host/db"
-        ) from None
+    return optuna.create_study(
+        storage=kept, study_name=plan.name, directions=["minimize", "minimize"], load_if_exists=True
+    )
 
 
 def run(study: Any, plan: Plan, measure: Callable[[Assignment], tuple[float, float]], told: Any = None) -> list[Point]:
@@ -110,7 +94,6 @@ def run(study: Any, plan: Plan, measure: Callable[[Assignment], tuple[float, flo
             study.enqueue_trial(fresh)
         trial = study.ask(given)
         trial.set_user_attr("by", me)
-        trial.set_user_attr("began", time.time())
         at: Assignment = {place: trial.params[place] for place in plan.space.places}
         for costs, budget in plan.limits:
             trial.set_constraint(costs.kind, costs.of(at) - budget.most * (1 + 1e-9))
