@@ -38,7 +38,8 @@ JETPACKS = (
 )
 TO_36_5 = "sudo sed -i 's/r36\\.4/r36.5/' /etc/apt/sources.list.d/nvidia-l4t-apt-source.list && sudo apt update && sudo apt dist-upgrade"
 FLASH = "install JetPack 7.2 or later (developer.nvidia.com/embedded/jetpack), or 6.2.2"
-GPU_NODES = ("dev/nvmap", "dev/nvhost-*gpu*", "dev/nvgpu/*/*", "dev/dri/renderD*")
+# What every program opens that uses the GPU; of the others some are root's alone.
+GPU_NODES = ("dev/nvmap", "dev/nvhost-ctrl-gpu", "dev/nvgpu/*/ctrl", "dev/dri/renderD*")
 THROTTLES_C, WARM_C = 99.0, 90.0  # tj above the first is slowed down, and says so nowhere
 TRAPS = (
     ("35.", "its CUDA 11.4 and Python 3.8 are too old for these kernels and this package", FLASH),
