@@ -55,6 +55,21 @@ def test_plan_knows_the_bytes_of_every_mode(family, tied, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", published.NAMES)
+def test_plan_knows_the_bytes_of_a_layer_of_every_published_width(name, tmp_path):
+    family, config = published.config(name)
+    sizes = {"d_model": config.d_model, "n_layer": 1, "d_state": config.d_state, "tied": config.tie_embeddings}
+    sizes |= {"headdim": config.headdim, "ngroups": config.ngroups} if family == "mamba2" else {}
+    layout = "falcon" if name.startswith("falcon") else "state-spaces"
+    folder = write_checkpoint(tmp_path / "c", family, layout, **sizes)
+    found = hub.read_config(folder)[1]
+    of_layer = set(config.to_json()) - {"n_layer", "vocab_size", "true_vocab_size"}
+    assert {k: found.to_json()[k] for k in of_layer} == {k: config.to_json()[k] for k in of_layer}
+    planned, packed = planned_and_packed(folder, tmp_path / "m.qedge", "w4a8")
+    assert planned == pytest.approx(packed, rel=0.002)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["w8a8", "w4a8"])  # the small models above have all four
 @pytest.mark.parametrize("name", ["mamba-130m", "mamba2-130m"])
 def test_plan_knows_the_bytes_of_a_published_size(name, mode, tmp_path):
