@@ -34,12 +34,12 @@ def search(options: Mapping[str, Any], progress: Any, command: list[str]) -> Any
     if not find_spec("optuna"):
         raise Missing("search needs optuna, which is not here: pip install 'quamba-edge[search]'")
     checkpoint, out = _open(options), Path(options["out"])
-    from quamba_edge.search import run
+    from quamba_edge.search import run, wish
 
     names = "recipe ends trials study device watts tasks data limit".split()
-    wish = run.Wish(tuple(options["budget"]), costs=tuple(options["costs"]), **{n: options[n] for n in names})
+    wanted = wish.Wish(tuple(options["budget"]), costs=tuple(options["costs"]), **{n: options[n] for n in names})
     try:
-        found = run.search(checkpoint, out, *_how(options), wish, progress)
+        found = run.search(checkpoint, out, *_how(options), wanted, progress)
     except KeyboardInterrupt:
         raise _stopped(command) from None
     (out / "recipe.json").write_text(json.dumps(found.recipe, indent=1) + "\n")
@@ -92,7 +92,7 @@ def _open(options: Mapping[str, Any]) -> Any:
 
 def _how(options: Mapping[str, Any]) -> tuple[Any, Any]:
     """The text and the engines of both verbs."""
-    from quamba_edge.search.run import Engines, Text
+    from quamba_edge.search.wish import Engines, Text
 
     text = Text(options["calib"], options["calib_samples"], options["calib_len"], options["tokens"], options["seed"])
     return text, Engines(options["backend"], options["state_dtype"], options["threads"])

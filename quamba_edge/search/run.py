@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,69 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from quamba_edge.apps.plan import place
 from quamba_edge.bundle.writer import replacing
-from quamba_edge.calibrate.text import Draw
 from quamba_edge.errors import BadUsage
 from quamba_edge.quant.walk import Progress
-from quamba_edge.search import budget, study, walks
+from quamba_edge.search import study, walks
 from quamba_edge.search.objective import Objective, asked
 from quamba_edge.search.sensitivity import CHOICES, ENDS_CHOICES, Sensitivity
 from quamba_edge.search.sensitivity import sensitivity as measure_all
 from quamba_edge.search.space import SETS, Assignment, Space
-from quamba_edge.search.store import FIXED, Store, is_small, lone, open_store
+from quamba_edge.search.store import FIXED, is_small, lone, open_store
+from quamba_edge.search.wish import Engines, Text, Wish, budgets
 
 RANDOM = 3  # random recipes that the winner is compared with
-
-
-@dataclass(frozen=True)
-class Text:
-    """Which windows are calibrated on, and which are measured on: `tokens` of them, `length` each."""
-
-    calib: Path | None = None
-    samples: int = 128
-    length: int = 512
-    tokens: int = 8192
-    seed: int = 0
-
-    def draw(self) -> Draw:
-        """BadUsage for impossible numbers."""
-        given = {"calib-samples": (self.samples, 1), "calib-len": (self.length, 2), "tokens": (self.tokens, 1)}
-        for name, (value, least) in given.items():
-            if value < least:
-                raise BadUsage(f"--{name} is {value}: expected {least} or more")
-        if not 0 <= self.seed < 1 << 32:
-            raise BadUsage(f"--seed is {self.seed}: expected 0 to {(1 << 32) - 1}")
-        return Draw(self.samples, self.length, math.ceil(self.tokens / self.length), self.seed)
-
-
-@dataclass(frozen=True)
-class Engines:
-    """What a trial runs on."""
-
-    backend: str = "auto"
-    state_dtype: str = "f16"
-    threads: int | None = None
-
-    def objective(self, store: Store, tasks: Sequence[Any] = ()) -> Objective:
-        return Objective(store, self.backend, self.state_dtype, self.threads, tasks)
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What to search: a recipe set, the ends, budgets in words, where their times come from, and what is scored besides KL."""
-
-    budgets: tuple[str, ...]
-    recipe: str = "w4ax"
-    ends: str | None = None
-    trials: int = 200
-    study: str | None = None
-    costs: tuple[Path, ...] = ()
-    device: str | None = None
-    watts: float | None = None
-    tasks: str | None = None
-    data: Path | None = None
-    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +80,7 @@ def sensitivity(
     with open_store(
         folder, checkpoint, modes, (FIXED, *space.ends), calib=text.calib, draw=text.draw(), progress=progress
     ) as store:
-        return measure_all(engines.objective(store), space, checkpoint.path.name, progress=progress)
+        return measure_all(engines.objective(store), space, checkpoint.name, progress=progress)
 
 
 def search(checkpoint: Any, folder: Path, text: Text, engines: Engines, wish: Wish, progress: Progress) -> Found:
@@ -149,7 +97,7 @@ def search(checkpoint: Any, folder: Path, text: Text, engines: Engines, wish: Wi
     ) as store:
         objective = engines.objective(store, questions)
         what = [store.job, space.to_json(), [(asdict(c), b.most) for c, b in limits], wish.tasks, wish.limit, text.seed]
-        name = f"{checkpoint.path.name}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
+        name = f"{checkpoint.name}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
         base_kl, single = sensitivities(folder, objective, space, progress)
         path = walks.greedy(space, limits[0][0], base_kl, single, within)
         generator = np.random.default_rng(text.seed)
@@ -194,7 +142,7 @@ def search(checkpoint: Any, folder: Path, text: Text, engines: Engines, wish: Wi
         others |= {"first": walks.first(space, within), "last": walks.last(space, within), "greedy": path[-1]}
         others |= {f"random {i + 1}": walks.drawn(space, within, generator) for i in range(RANDOM)}
         return Found(
-            checkpoint=checkpoint.path.name,
+            checkpoint=checkpoint.name,
             recipe=space.recipe(winner.given, "w4ax" if wish.recipe.lower() == "w4ax" else "searched").to_json(),
             winner=row("search", {p: winner.given[p] for p in space.places}),
             baselines=tuple(row(n, g) for n, g in others.items()),
@@ -211,29 +159,6 @@ def search(checkpoint: Any, folder: Path, text: Text, engines: Engines, wish: Wi
             backend=objective.backend.name,
             seconds=time.monotonic() - began,
         )
-
-
-def budgets(space: Space, config: Any, wish: Wish, state_dtype: str) -> list[tuple[budget.Costs, budget.Budget]]:
-    """The budgets with the costs they are about; BadUsage for one that no recipe can keep."""
-    wanted = [budget.Budget.parse(b) for b in wish.budgets]
-    if not wanted or len({b.kind for b in wanted}) < len(wanted):
-        raise BadUsage("--budget is needed, once or more, each kind once: such as a16=4, bytes=3.1MB or decode=2.5ms")
-    price, watts = None, wish.watts
-    if wish.device is not None:
-        if wish.costs or wish.device == "here":
-            raise BadUsage("--device predicts for a board of the table; what was measured is given with --costs FILE")
-        fastest = max(place(wish.device, None).modes, key=lambda m: m.bandwidth)
-        price, watts = budget.predicted(fastest, state_dtype), fastest.watts if watts is None else watts
-    elif wish.costs:
-        price = budget.measured(wish.costs)
-    limits = [(budget.costs(b.kind, space, config, price, watts), b) for b in wanted]
-    for of, b in limits:
-        least = of.least(space.n_layer)
-        if least > b.most * (1 + 1e-9):
-            raise BadUsage(
-                f"--budget {b.kind} allows {b.most:g} {budget.WORDS[b.kind]}, but no recipe of this search has fewer than {least:g}"
-            )
-    return limits
 
 
 def sensitivities(

@@ -10,8 +10,8 @@ from quamba_edge.errors import BadText, BadUsage
 from quamba_edge.models import published
 from quamba_edge.profile import predict
 from quamba_edge.search.budget import Budget, costs, measured, predicted
-from quamba_edge.search.run import Wish, budgets
 from quamba_edge.search.space import Space
+from quamba_edge.search.wish import Wish, budgets
 
 MACHINE = predict.board_modes(devices.named("orin-nano-8gb"))[0]
 
