@@ -13,9 +13,7 @@ from quamba_edge import __version__
 from quamba_edge.runtime.chat_template import render
 
 REPO = Path(__file__).resolve().parent.parent
-VERBS = (
-    "demo test test-all test-browser test-arm64 lint native wheels offline-kit cubin-report gpu-check bench docs clean help".split()
-)
+VERBS = "demo test test-all test-browser test-arm64 test-arm64-root lint native wheels offline-kit cubin-report gpu-check bench docs clean help".split()
 
 # Speed and perplexity numbers in the docs were measured on exactly these files.
 MODELS = {

@@ -1,0 +1,47 @@
+"""The tests of what runs on a board, run on an arm64 board by its own Python against the installed wheel; no torch is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.arm64root import root
+from tests.arm64root.conftest import TESTING, VENV, Report
+from tests.arm64root.root import Board
+
+# The source tree as the tests look for it, but for the package, which is the installed one.
+SHOWN = ("tests", "demos", "docs", "pyproject.toml", "csrc")
+
+# By folder: what is left out, and why.
+GROUPS = {
+    "bundle": "",
+    "backends": "",
+    "runtime": "",
+    "telemetry": "",
+    "golden": "",
+    "profile": "",
+    "tasks": "",
+    "serve": "",
+}
+
+pytestmark = pytest.mark.arm64
+
+
+@pytest.fixture(scope="module")
+def board(installed: Board, testing_wheels: Path) -> Board:
+    pip = [f"{VENV}/python", "-m", "pip", "-q", "install", "--no-index", "--find-links", "/srv/wheels"]
+    pip += ["--find-links", "/root/quamba-edge-kit/wheels", "quamba-edge[serve]"]
+    installed.must(*pip, *TESTING, binds={testing_wheels: "/srv/wheels"})
+    return installed
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_group(board: Board, group: str, report: Report) -> None:
+    binds = {root.REPO / name: f"/srv/quamba/{name}" for name in SHOWN}
+    chosen = ["-m", "not slow and not arm64"] + (["-k", GROUPS[group]] if GROUPS[group] else [])
+    command = [f"{VENV}/python", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-rs", *chosen, f"tests/{group}"]
+    ran = board.run("sh", "-c", 'cd /srv/quamba && exec "$@"', "sh", *command, binds=binds)
+    assert ran.code == 0, ran.out[-6000:] + ran.err[-2000:]
+    report.add(f"tests/{group}: {re.sub(' in .*', '', ran.out.splitlines()[-1])}", ran.seconds)
