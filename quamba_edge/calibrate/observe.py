@@ -89,12 +89,16 @@ class FakeQuant:
         return value.half().float() if name in LINEARS else value
 
 
-def state_scales(peak: Tensor, margin: float = 0.75) -> tuple[Tensor, Tensor]:
+# Of the int8 state's scales: how far above the largest value seen in calibration they reach (docs/numerics.md has the sweep).
+STATE_MARGIN = {"mamba": 1.0, "mamba2": 0.75}
+
+
+def state_scales(peak: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """rows (E) and cols (g*N) with rows[e] * cols[n] * 127 covering `peak` (g, E/g, N) times a margin.
 
     A state's size varies by channel and by state index nearly independently, so two vectors serve for the whole (E, N).
     They cover the row's largest elements and are too wide for the others, whose rounding is what an int8 state loses:
-    cutting the largest peaks by a quarter costs less (docs/numerics.md has the sweep).
+    for Mamba2 cutting the largest peaks by a quarter costs less.
     """
     floor = (peak.max() * 1e-4).clamp_min(1e-8)
     logs = peak.clamp_min(floor).log()

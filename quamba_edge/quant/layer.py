@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quamba_edge import models
-from quamba_edge.calibrate.observe import FakeQuant, Observer, scale_of, state_scales
+from quamba_edge.calibrate.observe import STATE_MARGIN, FakeQuant, Observer, scale_of, state_scales
 from quamba_edge.errors import BadCheckpoint, BadRecipe
 from quamba_edge.quant import cluster, site
 from quamba_edge.quant.gptq import inverse_factor
@@ -200,7 +200,8 @@ def ssm_tensors(
 ) -> list[Named]:
     """Convolution and SSM parameters, f32, and their static scales."""
     groups = config.ngroups if family == "mamba2" else 1
-    rows, cols = state_scales(state_peak.reshape(groups, -1, config.d_state))
+    peak = state_peak.reshape(groups, -1, config.d_state)
+    rows, cols = state_scales(peak, STATE_MARGIN[family])
     vectors = {
         "conv.weight": weights["mixer.conv1d.weight"].squeeze(1),
         "conv.bias": weights["mixer.conv1d.bias"],
