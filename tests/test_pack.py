@@ -297,7 +297,7 @@ def test_problems_are_told_before_work_begins(tmp_path, monkeypatch):
         pack(folder, tmp_path / "m", calib=tmp_path / "t.txt", **FEW)
 
 
-@pytest.mark.parametrize("mode,bound", [("w16a16", 1.001), ("w8a8", 1.01), ("w4a8", 1.04)])
+@pytest.mark.parametrize("mode,bound", [("w16a16", 1.001), ("w8a8", 1.02), ("w4a8", 1.04)])
 def test_trained_models_lose_little_even_with_little_calibration(storyteller, tmp_path, mode, bound):
     """The whole text and full calibration are in docs/benchmarks.md; this is what a minute-long test can hold."""
     made = pack(storyteller, tmp_path / "m", mode, calib_samples=8, calib_len=128, eval_tokens=1024)

@@ -6,7 +6,7 @@ as the running model will.  Both rotate out_proj's input when the recipe rotates
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -61,6 +61,34 @@ class Observer:
         k = max(1, min(len(magnitude), round(len(magnitude) * self.percentile / 100)))
         self._quantiles.append(magnitude.kthvalue(k, dim=0).values)
         self.peak["x"] = torch.stack(self._quantiles).mean(0)  # every batch weighs the same
+
+
+class Lack:
+    """How the inputs of some sites differ from the source's, for `gptq.repaired`: each batch runs twice, once as the quantized
+    model has it so far (`quantized` is the tap), then as the source has it (`source` is the tap).
+
+    lack[site]  sum over tokens of (source's input - input) input^T, (K, K), for the sites `wanted`
+    """
+
+    def __init__(self, observer: Observer, wanted: Collection[str]):
+        self.observer, self.wanted = observer, wanted
+        self.lack: dict[str, Tensor] = {}
+        self._inputs: dict[str, Tensor] = {}  # of this batch
+
+    def quantized(self, name: str, value: Tensor) -> Tensor:
+        value = self.observer(name, value)
+        if name in self.wanted:
+            self._inputs[name] = value.flatten(0, -2)
+        return value
+
+    def source(self, name: str, value: Tensor) -> Tensor:
+        if name == "out_proj":
+            value = self.observer.rotate_out(value)
+        if name in self.wanted:
+            ours = self._inputs.pop(name)
+            lack = (value.flatten(0, -2) - ours).T @ ours
+            self.lack[name] = self.lack[name].add_(lack) if name in self.lack else lack
+        return value
 
 
 def scale_of(peak: Tensor) -> Tensor:

@@ -62,6 +62,15 @@ def looked_up(made: Stored, scheme: Scheme, tokens: np.ndarray) -> Tensor:
     return site.decode(parts, scheme)[torch.from_numpy(inverse.reshape(tokens.shape))]
 
 
+def exact_rows(checkpoint: Any, name: str, tokens: np.ndarray, recipe: Recipe) -> Tensor:
+    """The rows that the source's embedding gives for tokens (S, L), in the basis of the recipe's streams: f32 (S, L, D)."""
+    ids, inverse = np.unique(tokens.reshape(-1), return_inverse=True)
+    rows = torch.empty(len(ids), checkpoint.shape(name)[1])
+    for row, token in zip(rows, ids.tolist(), strict=True):
+        row.copy_(checkpoint.tensor(name, slice(token, token + 1))[0])
+    return (rotate(rows) if recipe.rotate else rows)[torch.from_numpy(inverse.reshape(tokens.shape))]
+
+
 def normed(stream: Tensor, eps: float) -> Tensor:
     """RMSNorm without weight over the last axis."""
     return stream * (stream.square().mean(-1, keepdim=True) + eps).rsqrt()

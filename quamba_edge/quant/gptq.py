@@ -38,6 +38,16 @@ def inverse_factor(hessian: Tensor, damp: float = 0.01) -> Tensor:
     raise ArithmeticError("the Hessian of a calibration input is not finite")
 
 
+def repaired(w: Tensor, factor: Tensor, lack: Tensor, share: float) -> Tensor:
+    """w (N, K) changed so that, on the inputs v that a quantized model gives it, it says more of what w says of the source's.
+
+    lack (K, K) is the sum over tokens of (source's input - v) v^T.  The weight that does best is w + w lack H^-1; `share` of the
+    way there keeps what the calibration text shows of it from being taken for more than it is.  (GPTAQ, Li et al. 2025, arXiv
+    2504.02692, and QEP, Arai and Ichikawa 2025, arXiv 2504.09629, aim at the same target by other ways.)
+    """
+    return w + share * ((w @ lack) @ factor.T) @ factor
+
+
 def quantize_gptq(
     w: Tensor, factor: Tensor, scheme: Scheme, *, search: bool = True, peak: Tensor | None = None
 ) -> Codes:

@@ -1,12 +1,12 @@
-"""Quantize one layer: run it once to see its activations, choose scales and codes, run it again as it will run on the board.
+"""Quantize one layer: in_proj first, then run it to see the other activations, choose their scales and codes, and run it
+again as it will run on the board.
 
-Memory is one layer's weights in f32, the Hessians that are still to be used, the two streams, and what BATCH_TOKENS become
-inside the layer.  Weights exist once: the block that runs shares them, and each is replaced by what its codes stand for.
+Memory is one layer's weights in f32 (in_proj's twice while the source runs beside), the Hessians that are still to be used, the
+streams, and what BATCH_TOKENS become inside the layer.  Weights exist once: the block that runs shares them, and each is replaced by what its codes stand for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quamba_edge import models
-from quamba_edge.calibrate.observe import STATE_MARGIN, FakeQuant, Observer, scale_of, state_scales
+from quamba_edge.calibrate.observe import STATE_MARGIN, FakeQuant, Lack, Observer, scale_of, state_scales
 from quamba_edge.errors import BadCheckpoint, BadRecipe
 from quamba_edge.quant import cluster, site
-from quamba_edge.quant.gptq import inverse_factor
+from quamba_edge.quant.gptq import inverse_factor, repaired
 from quamba_edge.quant.hadamard import rotate
-from quamba_edge.quant.limits import check_observed
+from quamba_edge.quant.limits import check_observed, check_state
 from quamba_edge.quant.recipe import Recipe, Scheme
+from quamba_edge.quant.refine import damped
+from quamba_edge.quant.running import make_block, observe_in_proj, observe_rest, run_layer
 from quamba_edge.quant.transform import Weights, permute, rotate_layer
 
+REPAIRED = ("in_proj", "out_proj")  # they make up for earlier layers; the others read within the layer
 SITES = {"mamba": ("in_proj", "x_proj", "dt_proj", "out_proj"), "mamba2": ("in_proj", "out_proj")}
-BATCH_TOKENS = 4096  # tokens that run through a layer at once; at 8B their in_proj output is 300 MB
 
 Named = tuple[str, str, np.ndarray]  # name without the "layers.{i}." prefix, layout, logical array
 
@@ -41,11 +42,19 @@ class QuantizedLayer:
 
 @torch.no_grad()
 def quantize_layer(
-    i: int, weights: Weights, family: str, config: Any, recipe: Recipe, stream: Tensor, exact: Tensor
+    i: int,
+    weights: Weights,
+    family: str,
+    config: Any,
+    recipe: Recipe,
+    stream: Tensor,
+    exact: Tensor,
+    source: Tensor | None = None,
 ) -> QuantizedLayer:
     """Quantize a layer (norms folded, not yet rotated).  `weights` is used up; the streams become the layer's outputs.
 
-    stream (S, L, D): the residual stream of the quantized model so far; exact (T, L, D): that of the source, on held-out text.
+    stream (S, L, D): the residual stream of the quantized model so far; exact (T, L, D): that of the source, on held-out text;
+    source (S, L, D): that of the source on the calibration text, if weights are to make up for what it and `stream` differ in.
     """
     schemes = layer_schemes(recipe, i, family)
     grouping = None
@@ -57,22 +66,39 @@ def quantize_layer(
     block = make_block(family, config, weights)
     rotate_out = rotate if recipe.rotate else identity
     wanted = {name: scheme.method for name, scheme in schemes.items() if scheme.bits < 16}
-    observer = Observer(rotate_out, wanted, recipe.percentile)
-    run_layer(block, stream, observer)
-    check_observed(i, observer.peak, schemes)
+    aims = [] if source is None else [name for name in REPAIRED if repairs(recipe, schemes[name])]
     run_layer(block, exact, lambda tap, v: rotate_out(v) if tap == "out_proj" else v, out=exact)
-    if not torch.isfinite(exact).all():
-        raise BadCheckpoint(f"layers.{i}: what it makes of the held-out text is not finite: its weights are too large")
-    scales = activation_scales(observer.peak, schemes, recipe, config, grouping)
-    made = QuantizedLayer([], {})
-    for name, scheme in schemes.items():
-        w = weights[f"mixer.{name}.weight"]
+    first = Lack(Observer(rotate_out, {n: m for n, m in wanted.items() if n == "in_proj"}), aims)
+    observe_in_proj(block, stream, source, first)
+    check_observed(i, first.observer.peak, {"in_proj": schemes["in_proj"]})
+    exact_block = None
+    if source is not None:
+        kept = {"mixer.in_proj.weight": weights["mixer.in_proj.weight"].clone()}
+        exact_block = make_block(family, config, weights | kept)
+    made, scales = QuantizedLayer([], {}), activation_scales(first.observer.peak, schemes)
+
+    def finish(name: str, seen: Lack) -> None:
+        w, scheme = weights[f"mixer.{name}.weight"], schemes[name]
         made.sites[name] = site.record(tuple(w.shape), scheme)
         columns = scales.get("x") if name == "x_proj" else None
-        made.tensors += quantize_site(i, name, w, scheme, recipe, observer.moments, columns)
+        moments, lack = seen.observer.moments.pop(name, None), seen.lack.pop(name, None)
+        made.tensors += quantize_site(i, name, w, scheme, recipe, moments, columns, lack)
         if scheme.act == 8:
             in_scale = torch.ones(1) if name == "x_proj" else scales[name]
             made.tensors.append((f"{name}.in_scale", "row", in_scale.numpy()))
+
+    finish("in_proj", first)
+    observer = Observer(rotate_out, {n: m for n, m in wanted.items() if n != "in_proj"}, recipe.percentile)
+    rest = Lack(observer, [name for name in aims if name != "in_proj"])
+    observe_rest(block, exact_block, stream, source, rest, scales)
+    check_observed(i, observer.peak, {n: s for n, s in schemes.items() if n != "in_proj"})
+    check_state(i, observer.peak["state"])
+    if not torch.isfinite(exact).all():
+        raise BadCheckpoint(f"layers.{i}: what it makes of the held-out text is not finite: its weights are too large")
+    scales |= activation_scales(observer.peak, schemes) | ssm_scales(observer.peak, schemes, recipe, config, grouping)
+    for name in schemes:
+        if name != "in_proj":
+            finish(name, rest)
     made.tensors += ssm_tensors(weights, family, config, observer.peak["state"], scales)
     run_layer(block, stream, FakeQuant(rotate_out, scales), out=stream)
     return made
@@ -122,21 +148,9 @@ def ssm_int8(recipe: Recipe, schemes: dict[str, Scheme]) -> bool:
     return recipe.ssm_act == 8 and schemes["in_proj"].act == 8
 
 
-def make_block(family: str, config: Any, weights: Weights) -> Any:
-    """The reference block on these very tensors: no copies."""
-    with torch.device("meta"):
-        block = models.find(family, "reference").Block(config).eval()
-    block.load_state_dict(weights, assign=True)
-    return block
-
-
-def run_layer(block: Any, stream: Tensor, tap: Callable[[str, Tensor], Tensor], out: Tensor | None = None) -> None:
-    """stream (S, L, D) through the block, a few sequences at a time; results go to `out` (which may be stream) if given."""
-    rows = max(1, BATCH_TOKENS // stream.shape[1])
-    for a in range(0, len(stream), rows):
-        result, _ = block(stream[a : a + rows], None, tap)
-        if out is not None:
-            out[a : a + rows] = result
+def repairs(recipe: Recipe, scheme: Scheme) -> bool:
+    """Whether a site of that scheme makes up for the rounding of earlier layers."""
+    return recipe.repair > 0 and scheme.bits == 4 and scheme.method == "gptq"
 
 
 def find_grouping(weights: Weights, family: str, config: Any, stream: Tensor) -> cluster.Grouping:
@@ -148,14 +162,17 @@ def find_grouping(weights: Weights, family: str, config: Any, stream: Tensor) ->
     return cluster.sort_and_cluster(magnitude, config.ngroups)
 
 
-def activation_scales(
+def activation_scales(peak: dict[str, Tensor], schemes: dict[str, Scheme]) -> dict[str, Tensor]:
+    """Static int8 scales (1) of the inputs of those linears that have a peak."""
+    inputs = [n for n in ("in_proj", "out_proj", "dt_proj") if n in schemes and n in peak and schemes[n].act == 8]
+    return {name: scale_of(peak[name]) for name in inputs}
+
+
+def ssm_scales(
     peak: dict[str, Tensor], schemes: dict[str, Scheme], recipe: Recipe, config: Any, grouping: cluster.Grouping | None
 ) -> dict[str, Tensor]:
-    """Static int8 scales by tap: (1) of linears' inputs, x (E), B and C (g*N); a tap that stays float has none."""
+    """Static int8 scales of the SSM's inputs by tap: x (E), B and C (g*N); none where they stay float."""
     scales: dict[str, Tensor] = {}
-    for name in ("in_proj", "out_proj", "dt_proj"):
-        if name in schemes and schemes[name].act == 8:
-            scales[name] = scale_of(peak[name])
     if not ssm_int8(recipe, schemes):
         return scales
     x = peak["x"]
@@ -172,22 +189,34 @@ def activation_scales(
 
 
 def quantize_site(
-    i: int, name: str, w: Tensor, scheme: Scheme, recipe: Recipe, moments: dict[str, Tensor], columns: Tensor | None
+    i: int,
+    name: str,
+    w: Tensor,
+    scheme: Scheme,
+    recipe: Recipe,
+    guide: Tensor | None,
+    columns: Tensor | None,
+    lack: Tensor | None = None,
 ) -> list[Named]:
     """The tensors of a linear site of layer i; its weight w (N, K) becomes what they stand for.
 
-    moments: the site's, as `Observer` has them, are taken out: a Hessian is as large as a weight, and of no further use.
+    guide: the site's moments, as `Observer` has them, are used up: a Hessian is as large as a weight.
     columns (K): scales of inputs that arrive as int8 codes; they go into the columns before these are quantized.
+    lack: `Lack.lack` of the site, or None.
     """
-    guide = moments.pop(name, None)
+    hessian = None
     if columns is not None:
         w.mul_(columns)
         if guide is not None:
             guide = guide / (columns.square() if guide.ndim == 1 else columns[:, None] * columns)
     if guide is not None and scheme.method == "gptq":
-        guide = inverse_factor(guide)
+        hessian, guide = guide, inverse_factor(guide)
+        hessian = damped(hessian) if recipe.refine and scheme.bits == 4 else None
+        if lack is not None:
+            assert columns is None, "x_proj reads within the layer"
+            w.copy_(repaired(w, guide, lack, recipe.repair))
     peak = torch.maximum(w.max(), -w.min()) if recipe.weight_grain == "tensor" else None
-    parts = site.encode(f"layers.{i}.{name}", w, scheme, recipe, guide, peak=peak)
+    parts = site.encode(f"layers.{i}.{name}", w, scheme, recipe, guide, hessian=hessian, peak=peak)
     site.decode(parts, scheme, out=w)
     if columns is not None:
         w.div_(columns)

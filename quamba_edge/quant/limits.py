@@ -24,10 +24,14 @@ def check_input(name: str, peak: float, act: int) -> None:
 
 
 def check_observed(i: int, peak: Mapping[str, Tensor], schemes: Mapping[str, Scheme]) -> None:
-    """The same for all sites of layer i, by an Observer's peaks; and for its state, which is kept in f16."""
+    """The same for those sites of layer i, by an Observer's peaks."""
     for name, scheme in schemes.items():
         check_input(f"layers.{i}.{name}", float(peak["x" if name == "x_proj" else name].max()), scheme.act)
-    state = float(peak["state"].max())
+
+
+def check_state(i: int, peak: Tensor) -> None:
+    """BadCheckpoint where the state of layer i, in magnitude up to `peak`, is beyond f16, in which it is kept."""
+    state = float(peak.max())
     if not state <= F16:
         raise BadCheckpoint(
             f"layers.{i}: its SSM state reaches {state:.3g}, f16 ends at {F16:g}: the checkpoint's weights are too large"

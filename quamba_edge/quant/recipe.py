@@ -58,6 +58,8 @@ class Recipe:
     x_grain     int8 scales of the SSM input x: per "channel", per sort-and-cluster "group", or per "tensor"
     bc_grain    int8 scales of B and C (Mamba2): per SSD "group", or per "tensor"
     percentile  of each channel's |x| that the static scale of the SSM input must cover; 100 is absmax
+    repair      share of what earlier layers' rounding did to a 4-bit GPTQ site's input that its weight makes up for; 0: none
+    refine      rounds of refitted scales and coordinate descent after GPTQ, at 4 bits; 0: none
     clip_search search the 4-bit scale of each group for least squared error, instead of absmax / 7.5
     weight_grain "channel": 8-bit weights with one scale per output row; "tensor": one for the matrix (ablation)
     signed_embedding  take the signed maximum of an embedding row, as the published code does (ablation)
@@ -70,6 +72,8 @@ class Recipe:
     x_grain: str = "channel"
     bc_grain: str = "group"
     percentile: float = 100.0
+    repair: float = 0.5
+    refine: int = 2
     clip_search: bool = True
     weight_grain: str = "channel"
     signed_embedding: bool = False
@@ -85,6 +89,12 @@ class Recipe:
             )
         if type(self.percentile) not in (int, float) or not 0 < self.percentile <= 100:
             raise BadRecipe(f"recipe {self.name!r}: percentile {self.percentile!r} is not a number in (0, 100]")
+        if type(self.repair) not in (int, float) or not 0 <= self.repair <= 1:
+            raise BadRecipe(f"recipe {self.name!r}: repair {self.repair!r} is not a number from 0 to 1")
+        if type(self.refine) is not int or not 0 <= self.refine <= 100:
+            raise BadRecipe(
+                f"recipe {self.name!r}: refine {self.refine!r} is not a whole number of rounds from 0 to 100"
+            )
         if self.ssm_act not in ACTS:
             raise BadRecipe(f"recipe {self.name!r}: ssm_act {self.ssm_act!r} is not one of {ACTS}")
         for name in ("rotate", "clip_search", "signed_embedding"):

@@ -13,6 +13,7 @@ from torch import Tensor
 from quamba_edge.errors import BadRecipe
 from quamba_edge.quant.gptq import quantize_gptq
 from quamba_edge.quant.recipe import Recipe, Scheme
+from quamba_edge.quant.refine import refine
 from quamba_edge.quant.rtn import Codes, quantize_rtn
 from quamba_edge.quant.slabs import by_slabs
 
@@ -42,20 +43,26 @@ def encode(
     recipe: Recipe,
     guide: Tensor | None = None,
     *,
+    hessian: Tensor | None = None,
     peak: Tensor | None = None,
     signed: bool = False,
 ) -> dict[str, Tensor]:
     """The tensors of `specs`, of w f32: the whole matrix or some of its rows.
 
     guide: what the method wants to know of the inputs: "gptq" the `inverse_factor` of their Hessian (K, K), "rtn" their
-    mean squares (K) up to a factor, or None.  peak and signed as in `quantize_rtn`; name is for the error message.
+    mean squares (K) up to a factor, or None.  hessian (K, K): `damped`, for the recipe's `refine`; None: it is left out.  peak and signed as in `quantize_rtn`; name is for the error message.
     """
     if scheme.bits == 16:
         return {"weight": _to_half(name, w)}
     search = recipe.clip_search
     if scheme.method == "gptq":
         assert guide is not None, f"{name}: GPTQ without its inputs' Hessian"
-        made = by_slabs(lambda rows: quantize_gptq(rows, guide, scheme, search=search, peak=peak), w)
+
+        def codes(rows: Tensor) -> Codes:
+            made = quantize_gptq(rows, guide, scheme, search=search, peak=peak)
+            return made if hessian is None or scheme.bits != 4 else refine(rows, made, hessian, recipe.refine)
+
+        made = by_slabs(codes, w)
     else:
         made = by_slabs(lambda rows: quantize_rtn(rows, scheme, guide, search=search, peak=peak, signed=signed), w)
     if not torch.isfinite(made.scales).all():

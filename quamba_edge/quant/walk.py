@@ -2,9 +2,9 @@
 
     tokens → embedding → layer 0 → layer 1 → … → head
 
-Two streams of hidden states go along: that of the quantized model on the calibration windows (what each layer is quantized
-against), and that of the source on held-out windows (for its perplexity).  They are saved with every layer, so a
-stopped run resumes at the layer it was in, and gives the same bytes.
+Streams of hidden states go along: that of the quantized model on the calibration windows (what each layer is quantized
+against), that of the source on the same windows (what 4-bit layers aim at), and that of the source on held-out windows (for its
+perplexity).  They are saved with every layer, so a stopped run resumes at the layer it was in, and gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from quamba_edge import layouts, models
 from quamba_edge.bundle.writer import Part, Stored, replacing, write_part
 from quamba_edge.calibrate import text
 from quamba_edge.errors import BadText
 from quamba_edge.quant import edges, site
-from quamba_edge.quant.hadamard import rotate
-from quamba_edge.quant.layer import quantize_layer
+from quamba_edge.quant.layer import REPAIRED, layer_schemes, quantize_layer, repairs
 from quamba_edge.quant.recipe import Recipe
 from quamba_edge.quant.transform import layer_reader
-from quamba_edge.quant.work import Work
+from quamba_edge.quant.work import Streams, Work
 
 Progress = Callable[[int, int, str], None]  # done, total, what
 SELF_SAMPLING_LIMIT = 1_500_000_000  # parameters; a larger model is not loaded whole just to write calibration text
@@ -80,18 +78,18 @@ def quantize_parts(
     done = work.load_streams()
     if done is None:
         progress(0, total, "embedding")
-        done = 0, *_embedding(work, checkpoint, recipe, windows)
-    first, stream, exact = done
+        done = 0, _embedding(work, checkpoint, recipe, windows)
+    first, streams = done
     read = layer_reader(checkpoint, family)
     for i in range(first, config.n_layer):
         progress(i + 1, total, f"layer {i}")
-        made = quantize_layer(i, read(i), family, config, recipe, stream, exact)
+        made = quantize_layer(i, read(i), family, config, recipe, *streams)
         prefix = f"layers.{i}."
         packed = ((prefix + name, a.shape, layout, layouts.pack(layout, a)) for name, layout, a in made.tensors)
         write_part(work.part(_layer(i)), packed, {"sites": {prefix + name: s for name, s in made.sites.items()}})
-        work.save_streams(i + 1, stream, exact)
+        work.save_streams(i + 1, streams)
     progress(config.n_layer + 1, total, "output head")
-    _head(work, checkpoint, recipe, windows, stream, exact)
+    _head(work, checkpoint, recipe, windows, streams)
     parts = [work.part(name) for name in ("embedding", *map(_layer, range(config.n_layer)), "head")]
     sites: dict[str, Any] = {}
     for part in parts:
@@ -109,25 +107,25 @@ def _layer(i: int) -> str:
     return f"layer-{i:03d}"
 
 
-def _embedding(work: Work, checkpoint: Any, recipe: Recipe, windows: text.Windows) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize the embedding; both streams begin as its rows: (S, L, D) as quantized, (T, L, D) as they were."""
+def _embedding(work: Work, checkpoint: Any, recipe: Recipe, windows: text.Windows) -> Streams:
+    """Quantize the embedding; the streams begin as its rows, as quantized or as they were."""
     name = "backbone.embedding.weight"
     scheme = replace(recipe.scheme("embedding"), method="rtn", act=16)
     made = edges.store_edge(checkpoint, name, scheme, recipe, signed=recipe.signed_embedding)
     record = site.record(checkpoint.shape(name), scheme)
     write_part(work.part("embedding"), _named("embedding", made), {"sites": {"embedding": record}})
-    stream = edges.looked_up(made, scheme, windows.calib)
-    exact = torch.empty(windows.held.size, checkpoint.config.d_model)
-    for row, token in zip(exact, windows.held.reshape(-1).tolist(), strict=True):
-        row.copy_(checkpoint.tensor(name, slice(token, token + 1))[0])
-    exact = (rotate(exact) if recipe.rotate else exact).reshape(*windows.held.shape, checkpoint.config.d_model)
-    work.save_streams(0, stream, exact)
-    return stream, exact
+    schemes = (layer_schemes(recipe, i, checkpoint.family) for i in range(checkpoint.config.n_layer))
+    aims = any(repairs(recipe, layer[name]) for layer in schemes for name in REPAIRED)
+    streams = Streams(
+        edges.looked_up(made, scheme, windows.calib),
+        edges.exact_rows(checkpoint, name, windows.held, recipe),
+        edges.exact_rows(checkpoint, name, windows.calib, recipe) if aims else None,
+    )
+    work.save_streams(0, streams)
+    return streams
 
 
-def _head(
-    work: Work, checkpoint: Any, recipe: Recipe, windows: text.Windows, stream: torch.Tensor, exact: torch.Tensor
-) -> None:
+def _head(work: Work, checkpoint: Any, recipe: Recipe, windows: text.Windows, streams: Streams) -> None:
     """Quantize the head (its scale alone when tied), store the tokenizer, and measure the source on the held-out windows."""
     config, name = checkpoint.config, "lm_head.weight"
     norm = checkpoint.tensor("backbone.norm_f.weight").float()
@@ -136,7 +134,7 @@ def _head(
         embedding = recipe.scheme("embedding")
         scheme = replace(embedding, act=scheme.act if embedding.bits < 16 else 16, method="rtn")
     hessian = not tied and scheme.bits < 16 and scheme.method == "gptq"
-    scale, factor = edges.observe_head(stream, config, recipe, norm, scheme.act, hessian)
+    scale, factor = edges.observe_head(streams.stream, config, recipe, norm, scheme.act, hessian)
     tensors: list[Stored] = []
     if tied:
         tensors.append(("norm_f.weight", norm.shape, "row", layouts.pack("row", norm.numpy())))
@@ -147,7 +145,11 @@ def _head(
     if checkpoint.tokenizer_json is not None:
         packed = np.frombuffer(zlib.compress(checkpoint.tokenizer_json.encode(), 9), np.uint8)
         tensors.append(("tokenizer.json", packed.shape, "row", layouts.pack("row", packed)))
-    nll = edges.negative_log_likelihood(checkpoint, exact, windows.held, config, recipe) if len(windows.held) else None
+    nll = (
+        edges.negative_log_likelihood(checkpoint, streams.exact, windows.held, config, recipe)
+        if len(windows.held)
+        else None
+    )
     record = site.record(checkpoint.shape(name), scheme)
     write_part(work.part("head"), tensors, {"sites": {"head": record}, "source_nll": nll})
 

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,19 @@ from quamba_edge.bundle.writer import plainly, replacing
 from quamba_edge.errors import BadUsage
 
 OURS = re.compile(r"\.?(job|windows|part|streams|draft)\b.*")  # names of files in the folder, unfinished ones too
+
+
+class Streams(NamedTuple):
+    """Hidden states that go along the walk, each (windows, L, D).
+
+    stream  of the quantized model, on the calibration windows
+    exact   of the source, on the held-out windows
+    source  of the source, on the calibration windows, where the recipe's `repair` wants it
+    """
+
+    stream: torch.Tensor
+    exact: torch.Tensor
+    source: torch.Tensor | None = None
 
 
 class Work:
@@ -58,23 +71,23 @@ class Work:
         """Where the finished tensors of a piece ("embedding", "layer-003", "head") are kept."""
         return self.folder / f"part-{name}"
 
-    def save_streams(self, stage: int, stream: torch.Tensor, exact: torch.Tensor) -> None:
+    def save_streams(self, stage: int, streams: Streams) -> None:
         """Keep the streams as they are after `stage` layers, instead of those of an earlier stage."""
         path = self.folder / f"streams-{stage}.npz"
         with replacing(path) as f:
-            np.savez(f, stream=stream.numpy(), exact=exact.numpy())
+            np.savez(f, **{name: s.numpy() for name, s in streams._asdict().items() if s is not None})
         for old in self._streams():
             if old != path:
                 old.unlink()
 
-    def load_streams(self) -> tuple[int, torch.Tensor, torch.Tensor] | None:
-        """(layers done, stream, exact), or None if the embedding is yet to be done."""
+    def load_streams(self) -> tuple[int, Streams] | None:
+        """(layers done, streams), or None if the embedding is yet to be done."""
         saved = self._streams()
         if not saved:
             return None
         with np.load(saved[-1]) as arrays:
-            stream, exact = torch.from_numpy(arrays["stream"]), torch.from_numpy(arrays["exact"])
-        return _stage(saved[-1]), stream, exact
+            streams = Streams(**{name: torch.from_numpy(arrays[name]) for name in arrays})
+        return _stage(saved[-1]), streams
 
     def _streams(self) -> list[Path]:
         """Saved streams, the latest stage last; two for a moment while one replaces the other."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from quamba_edge.calibrate.observe import FakeQuant, Observer, fake_quant, scale_of, state_scales
+from quamba_edge.calibrate.observe import FakeQuant, Lack, Observer, fake_quant, scale_of, state_scales
 from quamba_edge.quant.hadamard import rotate
 
 
@@ -58,3 +58,19 @@ def test_state_scales_cover_what_was_seen():
     rows, cols = state_scales(peak, margin=1.0)
     covered = rows.view(2, 6, 1) * cols.view(2, 1, 8) * 127
     assert (covered >= peak * 0.9999).all() and covered.max() < 20 * peak.max()
+
+
+def test_lack_is_what_the_source_has_beyond_ours_times_ours():
+    generator = torch.Generator().manual_seed(2)
+    lack = Lack(Observer(rotate, {"out_proj": "gptq"}), ["in_proj", "out_proj"])
+    ours, theirs = (torch.randn(2, 3, 5, 12, generator=generator) for _ in range(2))
+    for a, b in zip(ours, theirs, strict=True):  # batches
+        for name in ("in_proj", "z", "out_proj"):
+            lack.quantized(name, a)
+        for name in ("in_proj", "z", "out_proj"):
+            lack.source(name, b)
+    a, b = ours.reshape(-1, 12), theirs.reshape(-1, 12)
+    assert set(lack.lack) == {"in_proj", "out_proj"}
+    assert torch.allclose(lack.lack["in_proj"], (b - a).T @ a, atol=1e-4)
+    assert torch.allclose(lack.lack["out_proj"], rotate(b - a).T @ rotate(a), atol=1e-4)
+    assert torch.allclose(lack.observer.moments["out_proj"], rotate(a).T @ rotate(a), atol=1e-4)

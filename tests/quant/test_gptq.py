@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from quamba_edge.quant.gptq import inverse_factor, quantize_gptq
+from quamba_edge.quant.gptq import inverse_factor, quantize_gptq, repaired
 from quamba_edge.quant.recipe import Scheme
 from quamba_edge.quant.rtn import encode4, quantize_rtn, scale4
 
@@ -75,3 +75,14 @@ def test_dead_inputs_neither_receive_nor_spread_error():
 def test_an_infinite_hessian_is_refused():
     with pytest.raises(ArithmeticError):
         inverse_factor(torch.full((4, 4), torch.inf))
+
+
+def test_a_repaired_weight_says_on_noisy_inputs_what_the_weight_says_of_clean_ones():
+    w, x = problem()
+    noisy = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) * x.std(0)
+    factor, lack = inverse_factor(noisy.T @ noisy, 1e-6), (x - noisy).T @ noisy
+    wanted = x @ w.T
+    best = torch.linalg.lstsq(noisy.double(), wanted.double()).solution.T
+    assert torch.allclose(repaired(w, factor, lack, 1.0), best.float(), atol=1e-2)
+    miss = [float((noisy @ repaired(w, factor, lack, share).T - wanted).square().mean()) for share in (0, 0.5, 1)]
+    assert miss[0] > miss[1] > miss[2]

