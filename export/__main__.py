@@ -39,7 +39,7 @@ def commands(model: Model, recipe: str, args: argparse.Namespace) -> tuple[list[
     tokenizer = args.tokenizer or (None if args.source else model.tokenizer)
     for flag, value in (("--tokenizer", tokenizer), ("--calib", args.calib), ("--method", args.method)):
         pack += [flag, str(value)] if value else []
-    return pack + (["--resume"] if args.resume else []), ["verify", str(out)]
+    return pack + (["--resume"] if args.resume else []) + args.more, ["verify", str(out)]
 
 
 def bundle_of(model: Model, recipe: str, folder: Path) -> Path:
@@ -104,6 +104,7 @@ Written by `python -m export --readme` from [models.py](models.py).
     python -m export mamba2-2.7b w4a8 --source FOLDER         # from a folder of yours, without a network
     python -m export mamba2-8b w4a8 w4a16 --dry-run           # only say what would be done, and how large it gets
     python -m export storyteller-mamba2-5m w4a8               # an embedded model: nothing to download
+    python -m export mamba-130m w8a8 -- --seed 3              # what follows -- goes to pack
 
 Bundles go to `bundles/` (`-o DIR`), each with a model card beside it: source, licence, recipe, calibration, perplexity of source and bundle
 as measured on held-out text, sha256. A recipe may be a JSON file, such as a per-layer mix. Every step is a `quamba-edge` command that
@@ -125,7 +126,10 @@ by more than 1 % fails. Embedding and head have 8 bits below 1B parameters, in e
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m export", description="Pack published models.", allow_abbrev=False)
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    about, rest = "Pack published models.", "What follows -- goes to quamba-edge pack as it is."
+    parser = argparse.ArgumentParser(prog="python -m export", description=about, epilog=rest, allow_abbrev=False)
     parser.add_argument("model", nargs="?", choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
     parser.add_argument("recipe", nargs="*", help=f"{', '.join(RECIPES)}, or a JSON file (w4a8)")
     parser.add_argument("-o", "--out", type=Path, default=Path("bundles"), metavar="DIR", help="where to (bundles)")
@@ -136,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--readme", action="store_true", help="write export/README.md")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(words[:cut])
+    args.more = words[cut + 1 :]
     if args.readme:
         (ROOT / "export" / "README.md").write_text(readme(), encoding="utf-8")
         return 0

@@ -60,15 +60,16 @@ def test_an_export_packs_looks_at_the_size_and_verifies(tmp_path, monkeypatch, c
     assert app.main(asked) == 3
 
 
-def test_a_folder_in_place_of_the_hub(tmp_path, capsys, monkeypatch):
+QUICK = "-- --calib-samples 4 --calib-len 32".split()
+
+
+def test_a_folder_in_place_of_the_hub(tmp_path, capsys):
     """A model of other dimensions than the name says is packed, and then told from it by its size."""
-    run = app.cli.main
-    monkeypatch.setattr(app.cli, "main", lambda words: run([*words, "--calib-samples", "4", "--calib-len", "32"]))
     folder = write_checkpoint(tmp_path / "c", "mamba")
     assert app.main(["mamba-130m", "nothing", "--source", str(folder), "--dry-run"]) != 0
     assert "'nothing' is neither a recipe" in capsys.readouterr().err
     args = ["mamba-130m", "w8a8", "--source", str(folder), "--method", "rtn", "-o", str(tmp_path)]
-    assert app.main(args) == 1
+    assert app.main([*args, *QUICK]) == 1
     card = (tmp_path / "mamba-130m-w8a8.md").read_text(encoding="utf-8")
     made = (tmp_path / "mamba-130m-w8a8.qedge").read_bytes()
     assert hashlib.sha256(made).hexdigest() in card and f"{len(made):,} bytes" in card
@@ -85,5 +86,6 @@ def test_a_folder_in_place_of_the_hub(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_an_embedded_model_is_exported(tmp_path, capsys):
-    assert app.main(["storyteller-mamba2-5m", "w4a8", "-o", str(tmp_path), "--method", "rtn"]) == 0
+    assert app.main(["storyteller-mamba2-5m", "w4a8", "-o", str(tmp_path), "--method", "rtn", *QUICK]) == 0
+    assert "4,515,456 parameters" in (tmp_path / "storyteller-mamba2-5m-w4a8.md").read_text()
     assert (tmp_path / "storyteller-mamba2-5m-w4a8.md").is_file()
