@@ -112,8 +112,9 @@ def open_store(
         windows = token_windows(_work(folder / "text.work", job), checkpoint, calib, words, draw, progress)
         if not len(windows.held):
             raise BadUsage("the text leaves no window to measure on: give more text, or a smaller --calib-len")
+        calibrate = replace(windows, held=windows.held[:0])  # the source reads the others, once (search/source.py)
         for name, recipe in recipes.items():
-            _packed(folder, name, recipe, job, checkpoint, words, windows, draw, progress)
+            _packed(folder, name, recipe, job, checkpoint, words, calibrate, draw, progress)
         progress(0, 1, "the source's predictions")
         predicted = source.load(folder, windows.held, checkpoint)
     return Store(folder, {n: Bundle.open(folder / f"{n}.qedge") for n in recipes}, holders, predicted, job)

@@ -72,23 +72,23 @@ def one(model: Path, seed: int, args: argparse.Namespace) -> list[dict]:
         kl = lambda given: 2 * (objective.kl(given),)
         points = study.run(study.opened(folder / "study.journal", plan), plan, kl)
         other = unseen(checkpoint, args.text, args.text_tokens, 512)
-        known: dict[str, tuple[float, float]] = {}
+        known: dict[str, np.ndarray] = {}
 
-        def seen(given) -> tuple[float, float]:
-            """KL on the unseen text and its standard error over windows."""
+        def seen(given) -> np.ndarray:
+            """KL of every window of the unseen text."""
             key = json.dumps(given, sort_keys=True)
             if key not in known:
-                found = mean(divergences(objective.engine(store.mix(given)), other))
-                known[key] = found.kl, found.stderr
+                known[key] = divergences(objective.engine(store.mix(given)), other)
             return known[key]
 
         rows = []
 
         def add(level: float | None, method: str, given, **more) -> None:
-            unseen_kl, spread = seen(given)
+            windows = seen(given)
             here = next((p.kl for p in points if p.given == given), None)
             row = {"model": model.name, "seed": seed, "level": level, "method": method, "cost": of.of(given)}
-            rows.append({**row, "kl": unseen_kl, "stderr": spread, "search_kl": here, "recipe": written(given), **more})
+            row |= {"kl": mean(windows).kl, "stderr": mean(windows).stderr, "windows": windows.tolist()}
+            rows.append({**row, "search_kl": here, "recipe": written(given), **more})
 
         for choice in space.choices:
             add(None, f"uniform {choice}", space.uniform(choice))
@@ -119,36 +119,45 @@ def packed(model: Path, checkpoint, space: Space, given, args: argparse.Namespac
 
 
 def table(rows: list[dict], args: argparse.Namespace) -> str:
-    """For each model and level: mean over seeds of every method's KL, and in how many seeds it is above the search's."""
-    lines = [
-        f"KL on unseen text, 1/1000 nat a token; budget: {WORDS[args.budget]}; mean over seeds (least to most)",
-        "",
-    ]
+    """For each model and level the searched recipe's KL, and by how much the others' is above it, on the same windows."""
+    lines = [f"KL from the source on unseen text, 1/1000 nat a token; budget: {WORDS[args.budget]}", ""]
     lines += [
         "| model | budget | search | " + " | ".join(OTHERS) + " |",
         "| --- | --- | --- |" + " --- |" * len(OTHERS),
     ]
     for model in dict.fromkeys(r["model"] for r in rows):
         mine = [r for r in rows if r["model"] == model]
+        uniform = {
+            m: [r for r in mine if r["method"] == m] for m in dict.fromkeys(r["method"] for r in mine if not r["level"])
+        }
+        said = ", ".join(f"{m[8:]} {1e3 * np.mean([r['kl'] for r in of]):.3f}" for m, of in uniform.items())
         for level in sorted({r["level"] for r in mine if r["level"] is not None}):
-            cells = []
             at = [r for r in mine if r["level"] == level]
-            best = {r["seed"]: r["kl"] for r in at if r["method"] == "search"}
-            for method in ("search", *OTHERS):
-                of = [r for r in at if r["method"] == method]
-                low, high = (f(r["kl"] for r in of) for f in (min, max))
-                cell = f"{1e3 * np.mean([r['kl'] for r in of]):.3f} ({1e3 * low:.3f} to {1e3 * high:.3f})"
-                if method != "search":
-                    cell += f" {sum(r['kl'] > best[r['seed']] for r in of)}/{len(of)}"
-                cells.append(cell)
+            best = {r["seed"]: r for r in at if r["method"] == "search"}
+            spread = [1e3 * r["kl"] for r in best.values()]
+            cells = [f"{np.mean(spread):.3f} ({min(spread):.3f} to {max(spread):.3f})"]
+            cells += [beside([r for r in at if r["method"] == method], best) for method in OTHERS]
             lines.append(f"| {model} | {level:.7g} | " + " | ".join(cells) + " |")
-        for method in dict.fromkeys(r["method"] for r in mine if r["level"] is None):
-            of = [r for r in mine if r["method"] == method]
-            lines.append(
-                f"| {model} | {method}, {of[0]['cost']:.7g} | {1e3 * np.mean([r['kl'] for r in of]):.3f} |"
-                + " |" * len(OTHERS)
-            )
-    return "\n".join([*lines, "", "n/m: in n of m the search is better"])
+        lines.append(f"| {model} | uniform | {said} |" + " |" * len(OTHERS))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "+a ±b n/m: above the search by a, standard error b over windows, above in n of m recipes; = where the same",
+        ]
+    )
+
+
+def beside(others: list[dict], best: dict[int, dict]) -> str:
+    """How much more than the search's of the same seed these recipes lose."""
+    pairs = [(r, best[r["seed"]]) for r in others]
+    apart = [(r, b) for r, b in pairs if r["recipe"] != b["recipe"]]
+    same = f" ={len(pairs) - len(apart)}" if len(apart) < len(pairs) else ""
+    if not apart:
+        return same.strip()
+    above = 1e3 * np.concatenate([np.subtract(r["windows"], b["windows"]) for r, b in apart])
+    count = sum(r["kl"] > b["kl"] for r, b in apart)
+    return f"{above.mean():+.3f} ±{above.std(ddof=1) / len(above) ** 0.5:.3f} {count}/{len(apart)}{same}"
 
 
 def main() -> None:

@@ -122,3 +122,10 @@ def test_a_line_that_a_kill_left_unfinished_does_not_count(tmp_path):
     assert [p.given for p in study.points(study.opened("torn", plan))] == [p.given for p in points]
     more = run(fakes.plan(4, most=4, trials=9), "torn")[0]
     assert len(more) == 9 and len(study.points(study.opened("torn", plan))) == 9
+
+
+def test_a_database_serves_as_well_as_a_journal(tmp_path):
+    plan = fakes.plan(3, most=3, trials=8)
+    assert [p.score for p in study.front(run(plan, f"sqlite:///{tmp_path}/s.db")[0])] == [
+        p.score for p in study.front(run(plan, "as-file")[0])
+    ]
