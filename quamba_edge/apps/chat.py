@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quamba_edge.apps.chat_commands import Commands
+from quamba_edge.apps.loading import bar
 from quamba_edge.apps.terminal import Leave, Terminal
 from quamba_edge.apps.watch import Watch
 from quamba_edge.errors import BadUsage, QuambaError
@@ -60,7 +61,7 @@ def chat(
     """Talk until the input ends.  `session` is loaded if it exists, and saved after every answer."""
     terminal = terminal or Terminal()
     with terminal:
-        model = load(path, backend, state_dtype=state_dtype, threads=threads)
+        model = load(path, backend, state_dtype=state_dtype, threads=threads, progress=bar())
         return Chat(model, terminal, settings or Settings(), system, session).run()
 
 

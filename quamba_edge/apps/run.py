@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quamba_edge.apps.loading import bar
 from quamba_edge.runtime.conversation import Conversation
 from quamba_edge.runtime.generate import Step
 from quamba_edge.runtime.model import generate, load
@@ -47,7 +48,7 @@ def run(
 
     session: a file that holds what was said before, if it exists, and this exchange too afterwards; only the prompt is read.
     """
-    model = load(path, backend, state_dtype=state_dtype, threads=threads)
+    model = load(path, backend, state_dtype=state_dtype, threads=threads, progress=bar())
     steps: list[Step] = []
     if session is None:
         asked = [{"role": "user", "content": prompt}] if chat else prompt

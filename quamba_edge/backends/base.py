@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -80,6 +80,14 @@ class Backend(ABC):
     def download_into(self, block: Block, array: np.ndarray) -> None:
         """The same, into an array of the block's shape and dtype."""
         array[...] = self.download(block)
+
+    def load(  # noqa: B027  (nothing to do where weights are read from the file)
+        self, weights: Weights, others: Callable[[], Mapping[str, int]], progress: Callable[[int, int], None]
+    ) -> None:
+        """Bring a bundle's weights to where programs read them, if the backend copies them; progress(bytes done, of all).
+
+        others: what will be allocated beside them, bytes by name.  Missing, with nothing allocated, where all of it does not fit.
+        """
 
     @abstractmethod
     def record(

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from quamba_edge.backends import cubin
-from quamba_edge.backends.cuda_plan import Address, CudaBackend
+from quamba_edge.backends.cuda_pieces import Pieces, supported
+from quamba_edge.backends.cuda_plan import SEGMENT, Address, CudaBackend
 from quamba_edge.backends.launch import Launch
 from quamba_edge.errors import BadUsage, Missing
 
@@ -123,8 +124,9 @@ class PycudaDevice:
         gpu = cuda.Device(0)
         self.context = gpu.retain_primary_context()
         self.context.push()
+        self.pieces = supported(self.native)
         self.integrated = bool(gpu.get_attribute(cuda.device_attribute.INTEGRATED))
-        self.stream = cuda.Stream(1)  # 1: does not wait for the default stream
+        self.queue = cuda.Stream(1)  # 1: does not wait for the default stream
         self.marks = cuda.Event(), cuda.Event()
         major, minor = gpu.compute_capability()
         folder = CUBINS / f"sm_{major}{minor}"
@@ -139,12 +141,16 @@ class PycudaDevice:
         self.allowed: dict[str, int] = {}  # shared memory that a function was told of
         self.staging = [cuda.pagelocked_empty(STAGE, np.uint8) for _ in range(2)]
 
-    def alloc(self, nbytes: int) -> PycudaMemory:
+    def alloc(self, nbytes: int) -> PycudaMemory | Pieces:
         try:
-            memory = PycudaMemory(self.cuda.mem_alloc(nbytes))
+            memory = (
+                Pieces(self.native, nbytes, SEGMENT)
+                if nbytes > SEGMENT and self.pieces
+                else PycudaMemory(self.cuda.mem_alloc(nbytes))
+            )
         except self.cuda.MemoryError:
             raise MemoryError from None
-        self.cuda.memset_d8_async(memory.address, 0, nbytes, self.stream)  # the default stream would not wait for ours
+        self.cuda.memset_d8_async(memory.address, 0, nbytes, self.queue)  # the default stream would not wait for ours
         return memory
 
     def free_bytes(self) -> int:
@@ -155,24 +161,27 @@ class PycudaDevice:
         return self.cuda.mem_get_info()[0]
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        """Through two pinned buffers in turns: one is filled while the other is copied."""
         raw = array.reshape(-1).view(np.uint8)
+        self.stream(address, raw.nbytes, lambda start, into: np.copyto(into, raw[start : start + into.nbytes]))
+
+    def stream(self, address: int, nbytes: int, read: Callable[[int, np.ndarray], None]) -> None:
+        """Through two pinned buffers in turns: one is filled while the other is copied."""
         copied = [self.cuda.Event(), self.cuda.Event()]
-        for i, start in enumerate(range(0, raw.nbytes, STAGE)):
-            part, stage = raw[start : start + STAGE], self.staging[i % 2]
+        for i, start in enumerate(range(0, nbytes, STAGE)):
+            part = self.staging[i % 2][: min(STAGE, nbytes - start)]
             if i > 1:
                 copied[i % 2].synchronize()
-            stage[: part.nbytes] = part
-            self.cuda.memcpy_htod_async(address + start, stage[: part.nbytes], self.stream)
-            copied[i % 2].record(self.stream)
-        self.stream.synchronize()
+            read(start, part)
+            self.cuda.memcpy_htod_async(address + start, part, self.queue)
+            copied[i % 2].record(self.queue)
+        self.queue.synchronize()
 
     def download(self, address: int, array: np.ndarray) -> None:
-        self.stream.synchronize()
+        self.queue.synchronize()
         self.cuda.memcpy_dtoh(array, address)
 
     def copy(self, to: int, source: int, nbytes: int) -> None:
-        self.cuda.memcpy_dtod_async(to, source, nbytes, self.stream)
+        self.cuda.memcpy_dtod_async(to, source, nbytes, self.queue)
 
     def launch(self, what: Launch, arguments: list[object]) -> None:
         formats = "".join("P" if isinstance(a, Address) else "f" if isinstance(a, float) else "i" for a in arguments)
@@ -184,29 +193,29 @@ class PycudaDevice:
             function.set_attribute(self.cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, what.shared)
             self.allowed[what.kernel] = what.shared
         block = (what.block, 1, 1)
-        function.prepared_async_call(what.grid, block, self.stream, *arguments, shared_size=what.shared)
+        function.prepared_async_call(what.grid, block, self.queue, *arguments, shared_size=what.shared)
 
     def capture(self, work: Callable[[], None]) -> Any:
         native, graph, runnable = self.native, _pointer(), _pointer()
-        _checked(native, native.cuStreamBeginCapture_v2(self.stream.handle, THREAD_LOCAL), "capture")
+        _checked(native, native.cuStreamBeginCapture_v2(self.queue.handle, THREAD_LOCAL), "capture")
         try:
             work()
         finally:
-            status = native.cuStreamEndCapture(self.stream.handle, ctypes.byref(graph))
+            status = native.cuStreamEndCapture(self.queue.handle, ctypes.byref(graph))
         _checked(native, status, "capture")
         _checked(native, native.cuGraphInstantiateWithFlags(ctypes.byref(runnable), graph, 0), "graph")
         native.cuGraphDestroy(graph)
         return runnable
 
     def replay(self, graph: Any) -> None:
-        _checked(self.native, self.native.cuGraphLaunch(graph, self.stream.handle), "graph launch")
+        _checked(self.native, self.native.cuGraphLaunch(graph, self.queue.handle), "graph launch")
 
     def mark(self, end: bool) -> None:
-        self.marks[end].record(self.stream)
+        self.marks[end].record(self.queue)
 
     def seconds(self) -> float:
         self.marks[1].synchronize()
         return self.marks[1].time_since(self.marks[0]) / 1000
 
     def sync(self) -> None:
-        self.stream.synchronize()
+        self.queue.synchronize()

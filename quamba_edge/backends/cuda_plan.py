@@ -8,7 +8,6 @@ calls of a device are made on a thread of this backend's own.
 from __future__ import annotations
 
 import math
-import mmap
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from quamba_edge import layouts
 from quamba_edge.backends import launch
 from quamba_edge.backends.base import Backend, Block, Weights, check
 from quamba_edge.backends.launch import Launch
@@ -26,9 +26,7 @@ from quamba_edge.ops.numerics import shape_of
 from quamba_edge.ops.op import Arg
 from quamba_edge.ops.program import Program, Ref, Step
 
-SEGMENT = (
-    256 << 20
-)  # some Tegra drivers refuse large allocations while much is free (L4T 36.4.7); a tensor is never split
+SEGMENT = 256 << 20  # some Tegra drivers refuse larger allocations while much is free (L4T 36.4.7)
 ALIGNED = 256  # bytes
 KEPT_FREE = 400 << 20  # what the rest of a board that shares its memory needs not to swap
 
@@ -39,13 +37,19 @@ class Device(Protocol):
     """One GPU, one context, one stream.  Every method is called on the same thread."""
 
     def alloc(self, nbytes: int) -> Any:
-        """Zeroed device memory with an int `address`, freed with the object; MemoryError if there is not enough."""
+        """Zeroed device memory with an int `address`, freed with the object; MemoryError if there is not enough.
+
+        More than SEGMENT comes in pieces at consecutive addresses, where the driver can do that.
+        """
 
     def free_bytes(self) -> int:
         """What may still be allocated."""
 
     def upload(self, address: int, array: np.ndarray) -> None:
         """Copy a C-order array; done when it returns."""
+
+    def stream(self, address: int, nbytes: int, read: Callable[[int, np.ndarray], None]) -> None:
+        """Copy what `read(start, buffer)` puts into each of the device's buffers, in order; one is filled while another is copied."""
 
     def download(self, address: int, array: np.ndarray) -> None:
         """Fill an array, after everything that was launched."""
@@ -154,22 +158,29 @@ class CudaBackend(Backend):
         memory = {("buffer", n): b for n, b in buffers.items()} | {("state", n): b for n, b in states.items()}
         what = [launch.launch(step.op, step.sizes, _state_of(step, memory)) for step in program.steps]  # or Missing
         names = {ref.name for step in program.steps for ref in step.args.values() if ref.kind == "weight"}
-        places = self._do(self._load, weights, sorted(names))
+        places = self._do(self._load, weights, names, {}, _silent)
         bound = [_arguments(step, places, memory) for step in program.steps]
         return Recorded(list(zip(what, bound, strict=True)), [weights, memory])
 
-    def _load(self, weights: Weights, names: list[str]) -> dict[str, int]:
+    def load(
+        self, weights: Weights, others: Callable[[], Mapping[str, int]], progress: Callable[[int, int], None]
+    ) -> None:
+        names = set(weights.manifest.tensors) - {"tokenizer.json"}
+        self._do(self._load, weights, names, others(), progress)
+
+    def _load(
+        self, weights: Weights, names: set[str], others: Mapping[str, int], progress: Callable[[int, int], None]
+    ) -> dict[str, int]:
         """Addresses of all these tensors; those that are not on the device yet are brought there, or none of them."""
         resident = self._resident.get(weights, Resident())
-        absent = [n for n in names if n not in resident.places]
-        need = sum(_room(weights.tensor(n)) for n in absent)
+        # In the file's order, so that it is read from its beginning to its end.
+        absent = {n: _stored_bytes(t) for n, t in weights.manifest.tensors.items() if n in names - set(resident.places)}
+        need = sum(_room(n) for n in absent.values())
+        if not absent:
+            return resident.places
         free = self.device.free_bytes()
-        if need > free - KEPT_FREE:
-            raise Missing(
-                f"the weights need {need / 1e9:.2f} GB of GPU memory, {max(0, free - KEPT_FREE) / 1e9:.2f} GB can be had: close "
-                "other programs (a desktop holds up to 0.9 GB), or pack with fewer bits"
-            )
-        segments = _segments([(n, _room(weights.tensor(n))) for n in absent])
+        self._admit({"weights": need, **others}, free)
+        segments = _segments([(n, _room(size)) for n, size in absent.items()])
         try:  # memory first, so that a failure comes before any reading
             memory = [self._alloc(sum(size for _, size in segment)) for segment in segments]
         except MemoryError:
@@ -177,18 +188,27 @@ class CudaBackend(Backend):
                 f"the GPU has no {need / 1e9:.2f} GB in pieces of {SEGMENT >> 20} MB although {free / 1e9:.2f} are free: restart the "
                 "board, or update it if it is L4T 36.4.7 (`quamba-edge doctor`)"
             ) from None
-        placed = {}
+        placed, done, total = {}, 0, sum(absent.values())
         for block, segment in zip(memory, segments, strict=True):
             address = block.address
             for name, size in segment:
-                self.device.upload(address, weights.tensor(name))
-                _forget(weights.tensor(name))
+                self.device.stream(address, absent[name], _told(_reader(weights, name), progress, done, total))
                 placed[name] = address
-                address += size
+                address, done = address + size, done + absent[name]
         resident.places |= placed
         resident.segments += memory
         self._resident[weights] = resident
         return resident.places
+
+    def _admit(self, parts: Mapping[str, int], free: int) -> None:
+        """Missing unless all of it fits, with what the rest of the machine needs left over: swapping would cost seconds a token."""
+        need, room = sum(parts.values()), max(0, free - KEPT_FREE)
+        if need > room:
+            words = ", ".join(f"{name} {nbytes / 1e9:.2f}" for name, nbytes in parts.items())
+            raise Missing(
+                f"the model needs {need / 1e9:.2f} GB of GPU memory ({words}), {room / 1e9:.2f} GB can be had: close other programs (a "
+                "desktop holds up to 0.9 GB), or pack with fewer bits"
+            )
 
     def run(self, recorded: Recorded) -> None:
         self._do(self._run, recorded)
@@ -262,22 +282,36 @@ class CudaBackend(Backend):
         return self._do(self.device.seconds)
 
 
-def _forget(array: np.ndarray) -> None:
-    """Let go of the pages of a mapped file that reading the array brought in: a board has no memory for them and the copy."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    base = base.obj if isinstance(base, memoryview) else base
-    if isinstance(base, mmap.mmap):
-        start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-        whole = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # pages that hold a neighbour's bytes too stay
-        length = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - whole
-        if length > 0:
-            base.madvise(mmap.MADV_DONTNEED, whole, length)
+def _silent(done: int, total: int) -> None:
+    """No progress is told."""
 
 
-def _room(array: np.ndarray) -> int:
-    return -(-array.nbytes // ALIGNED) * ALIGNED
+def _stored_bytes(tensor: Any) -> int:
+    """Bytes of a tensor of the manifest, as it lies on the device (and in the file, unless that is stored narrower)."""
+    dtype, shape = layouts.stored_spec(layouts.as_read(tensor.layout), tensor.dtype, tuple(tensor.shape))
+    return math.prod(shape) * np.dtype(np.uint32 if dtype == "u32" else DTYPES[dtype]).itemsize
+
+
+def _reader(weights: Weights, name: str) -> Callable[[int, np.ndarray], None]:
+    """What fills a buffer with a tensor's bytes from a place on: past the page cache where the weights are a file."""
+    if hasattr(weights, "stream"):
+        return weights.stream(name)
+    raw = weights.tensor(name).reshape(-1).view(np.uint8)
+    return lambda start, into: np.copyto(into, raw[start : start + into.nbytes])
+
+
+def _told(
+    read: Callable[[int, np.ndarray], None], progress: Callable[[int, int], None], done: int, total: int
+) -> Callable[[int, np.ndarray], None]:
+    def also(start: int, into: np.ndarray) -> None:
+        read(start, into)
+        progress(done + start + into.nbytes, total)
+
+    return also
+
+
+def _room(nbytes: int) -> int:
+    return -(-nbytes // ALIGNED) * ALIGNED
 
 
 def _segments(sizes: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:

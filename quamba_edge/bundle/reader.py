@@ -11,6 +11,7 @@ import mmap
 import os
 import threading
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,7 @@ class Bundle:
         self.places = places  # where each tensor lies in the file: a loader may read it without mapping
         self._unchecked = set(places) if verify else set()
         self._lock = threading.Lock()
+        self._widened: dict[str, np.ndarray] = {}
         self._file = open(path, "rb")
         self._map: mmap.mmap | None = None
 
@@ -68,7 +70,21 @@ class Bundle:
         return cls(path, described, config, digest, found.entries, verify)
 
     def tensor(self, name: str) -> np.ndarray:
-        """The array as it is stored, read-only, mapped from the file.  Raises HashMismatch naming it if it was damaged."""
+        """The array as kernels read it, read-only: mapped from the file, or, where it is stored narrower (6 bits), a wider copy that
+        the bundle keeps.  Raises HashMismatch naming it if it was damaged."""
+        t = self.manifest.tensors.get(name)
+        if t is None or layouts.as_read(t.layout) == t.layout:
+            return self._stored(name)
+        with self._lock:
+            found = self._widened.get(name)
+        if found is None:
+            found = layouts.widen(t.layout, self._stored(name), t.shape)
+            found.flags.writeable = False
+            with self._lock:
+                found = self._widened.setdefault(name, found)
+        return found
+
+    def _stored(self, name: str) -> np.ndarray:
         entry = self._place(name)
         start, count = entry.start, entry.nbytes // header.BYTES[entry.dtype]
         stored = np.frombuffer(self._mapped(), NUMPY[entry.dtype], count, start)
@@ -78,19 +94,51 @@ class Bundle:
             self._unchecked.discard(name)
         return stored.reshape(entry.shape)
 
+    def stream(self, name: str) -> Callable[[int, np.ndarray], None]:
+        """For a loader that copies: `read(start, into)` fills a buffer (u8) with a tensor's bytes, as kernels read them, from `start` on.
+
+        To be called from the beginning to the end; what was read leaves the page cache again, so that a model is not in memory
+        twice.  The last call raises HashMismatch if the tensor was damaged.
+        """
+        t = self.manifest.tensors.get(name)
+        if t is not None and layouts.as_read(t.layout) != t.layout:
+            wide = layouts.widen(t.layout, self._stored(name), t.shape).reshape(-1).view(np.uint8)
+            return lambda start, into: np.copyto(into, wide[start : start + into.nbytes])
+        entry, seen, file = self._place(name), hashlib.sha256(), self._file.fileno()
+        unchecked = name in self._unchecked
+
+        def read(start: int, into: np.ndarray) -> None:
+            at, rest = entry.start + start, into.data
+            while rest.nbytes:
+                count = os.preadv(file, [rest], at)
+                if not count:
+                    raise Truncated(
+                        f"{self.path} became shorter than {entry.stop} bytes since it was opened: copy it again"
+                    )
+                at, rest = at + count, rest[count:]
+            os.posix_fadvise(file, entry.start + start, into.nbytes, os.POSIX_FADV_DONTNEED)
+            if unchecked:
+                seen.update(into.data)
+                if at == entry.stop:
+                    if seen.hexdigest() != self.manifest.tensors[name].sha256:
+                        raise self._damaged([name])
+                    self._unchecked.discard(name)
+
+        return read
+
     def logical(self, name: str) -> np.ndarray:
         """The decoded array in its logical shape: codes as integers, scales and vectors as floats."""
-        stored, t = self.tensor(name), self.manifest.tensors[name]
+        stored, t = self._stored(name), self.manifest.tensors[name]
         return layouts.unpack(t.layout, stored, t.shape)
 
     def rows(self, name: str, a: int, b: int) -> np.ndarray:
         """Decoded rows [a, b) of it; a is a multiple of 16."""
-        stored, t = self.tensor(name), self.manifest.tensors[name]
+        stored, t = self._stored(name), self.manifest.tensors[name]
         return layouts.unpack_rows(t.layout, stored, t.shape, a, b)
 
     def gather(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Decoded single rows (M,) -> (M, ...), reading only those (and, the first time, all of it for its hash)."""
-        stored, t = self.tensor(name), self.manifest.tensors[name]
+        stored, t = self._stored(name), self.manifest.tensors[name]
         return layouts.gather(t.layout, stored, t.shape, rows)
 
     @property
@@ -129,6 +177,7 @@ class Bundle:
         """Let go of the file.  Arrays handed out stay valid; the mapping goes with the last of them."""
         self._file.close()
         self._map = None
+        self._widened = {}
 
     def __enter__(self) -> Bundle:
         return self

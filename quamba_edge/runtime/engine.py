@@ -7,7 +7,7 @@ one engine share its plans and working state: the one that runs holds it, the ot
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,8 +17,8 @@ from quamba_edge.backends import open_backend
 from quamba_edge.backends.base import Backend
 from quamba_edge.errors import BadUsage
 from quamba_edge.ops.program import Program
-from quamba_edge.runtime.plan import Arena, Plan
-from quamba_edge.runtime.state import LiveState, State, dtype_of, resolved
+from quamba_edge.runtime.plan import Arena, Plan, arena_sizes
+from quamba_edge.runtime.state import LiveState, State, dtype_of, resolved, state_bytes
 
 CHUNKS = (128, 16, 1)  # tokens; every size is one recorded plan, and any prompt is a sum of them
 LOGITS_BYTES = 256 << 20  # most memory that scoring spends on the logits of one chunk
@@ -63,10 +63,18 @@ class Engine:
     backend      "auto", a name, or a Backend; `engine.backend.name` says which it became
     state_dtype  of the SSM states: "f16", "f32", "i8", or "auto": `engine.state_dtype` says which that became
     threads      for backends that have a choice
+    progress     told (bytes, of all) while weights are copied to a GPU
+
+    Missing where the model does not fit into the backend's memory.
     """
 
     def __init__(
-        self, bundle: Any, backend: str | Backend = "auto", state_dtype: str = "f16", threads: int | None = None
+        self,
+        bundle: Any,
+        backend: str | Backend = "auto",
+        state_dtype: str = "f16",
+        threads: int | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ):
         self.bundle, self.manifest = bundle, bundle.manifest
         self.state_dtype = state_dtype = resolved(state_dtype, bundle.manifest)
@@ -78,6 +86,12 @@ class Engine:
         self._plans: dict[tuple[int, int, str], Plan] = {}
         self._arenas: dict[tuple[int, bool], Arena] = {}
         self._slots: dict[int, Slot] = {}
+        self.backend.load(bundle, self._others, progress)
+
+    def _others(self) -> dict[str, int]:
+        """What one session needs beside the weights, in bytes."""
+        arena = arena_sizes(self.program(1, n, "last") for n in CHUNKS)
+        return {"state": state_bytes(self.specs, 1, self.state_dtype), "activations": sum(arena.values())}
 
     @property
     def vocab_size(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,15 +105,23 @@ class Model:
         )
 
 
-def load(path: str | Path, backend: str = "auto", *, state_dtype: str = "f16", threads: int | None = None) -> Model:
+def load(
+    path: str | Path,
+    backend: str = "auto",
+    *,
+    state_dtype: str = "f16",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Model:
     """Open a bundle and make it ready to run.
 
     backend: "auto" takes the fastest this machine has, a name never falls back; `model.engine.backend.name` says which.
     state_dtype: "f16", "f32", "i8" or "auto" (runtime/state.py).  Errors: BadBundle and its kinds for the file, Missing for the machine.
+    progress: told (bytes, of all) while weights are copied to a GPU.
     """
     bundle = Bundle.open(Path(path))
     tokenizer = Tokenizer(bundle.tokenizer_json(), f"{path}: tokenizer.json")
-    return Model(bundle, Engine(bundle, backend, state_dtype, threads), tokenizer)
+    return Model(bundle, Engine(bundle, backend, state_dtype, threads, progress), tokenizer)
 
 
 def generate(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quamba_edge.apps.loading import bar
 from quamba_edge.errors import BadUsage, Missing
 from quamba_edge.runtime.model import load
 from quamba_edge.serve import app
@@ -75,7 +76,7 @@ def serve(
     if allowed.tokens < 1 or not allowed.seconds > 0:
         raise BadUsage("--max-tokens is 1 or more, and --timeout more than 0")
     listening = bind(host, port)
-    service = Service(lambda: load(bundle, backend, state_dtype=state_dtype, threads=threads), allowed)
+    service = Service(lambda: load(bundle, backend, state_dtype=state_dtype, threads=threads, progress=bar()), allowed)
     name = bundle.stem
     with watching() as look:
         built = app.build(service, name, key=key, any_host=not local, sessions=Sessions(service, sessions), look=look)

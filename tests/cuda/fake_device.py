@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from quamba_edge.backends import cuda_plan
 from quamba_edge.backends.cuda_plan import Address
 from quamba_edge.backends.launch import Launch
 from tests.cuda.emulator import Emulator, Pointer
@@ -30,8 +31,11 @@ class FakeMemory:
         )  # nobody sees an assert here
 
 
+STAGE = 5000  # bytes of a staging buffer: no tensor's size is a multiple
+
+
 class FakeDevice:
-    """`room` bytes in all; `largest` in one piece."""
+    """`room` bytes in all; `largest` in one piece, and more than a segment comes in pieces of one."""
 
     def __init__(self, emulator: Emulator | None = None, room: int = 8 << 30, largest: int = 8 << 30):
         self.emulator, self.room, self.largest = emulator, room, largest
@@ -54,7 +58,7 @@ class FakeDevice:
 
     def alloc(self, nbytes: int) -> FakeMemory:
         self.note("alloc", nbytes)
-        if nbytes > min(self.largest, self.room - self.used()):
+        if min(nbytes, cuda_plan.SEGMENT) > self.largest or nbytes > self.room - self.used():
             raise MemoryError
         address, self._next = self._next, self._next + -(-nbytes // 256) * 256
         return FakeMemory(self, address, nbytes)
@@ -71,6 +75,14 @@ class FakeDevice:
         self.note("upload", array.nbytes)
         at = self.place(address)
         at.array[at.offset : at.offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+
+    def stream(self, address: int, nbytes: int, read: Callable[[int, np.ndarray], None]) -> None:
+        self.note("upload", nbytes)
+        at, stages = self.place(address), [np.zeros(STAGE, np.uint8) for _ in range(2)]
+        for i, start in enumerate(range(0, nbytes, STAGE)):
+            part = stages[i % 2][: min(STAGE, nbytes - start)]
+            read(start, part)
+            at.array[at.offset + start : at.offset + start + part.nbytes] = part
 
     def download(self, address: int, array: np.ndarray) -> None:
         self.note("download", array.nbytes)

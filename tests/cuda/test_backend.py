@@ -5,6 +5,7 @@ import gc
 import hashlib
 import json
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from quamba_edge import backends
 from quamba_edge.backends import cuda, cuda_plan
 from quamba_edge.backends.cuda_plan import CudaBackend
 from quamba_edge.bundle.reader import Bundle
-from quamba_edge.errors import BadUsage, Missing
+from quamba_edge.errors import BadUsage, HashMismatch, Missing
 from quamba_edge.ops.op import all_ops
 from quamba_edge.runtime.session import Engine, Session
 from tests.cuda.emulator import Emulator, build
@@ -102,42 +103,83 @@ def test_everything_is_given_back_on_the_devices_thread(emulator):
     assert "free" in backend.device.names() and "free at a wrong place" not in backend.device.names()
 
 
-def load(device, monkeypatch, segment=1 << 16):
+def load(device, monkeypatch, segment=1 << 16, others=None):
     monkeypatch.setattr(cuda_plan, "SEGMENT", segment)
     monkeypatch.setattr(cuda_plan, "KEPT_FREE", 0)
-    backend = CudaBackend(device)
+    backend, told = CudaBackend(device), []
     bundle = Bundle.open(HERE / "mamba2.qedge")
-    places = backend._do(backend._load, bundle, sorted(bundle.manifest.tensors))
-    return backend, places, bundle
+    backend.load(bundle, lambda: others or {}, lambda done, total: told.append((done, total)))
+    return backend, backend._resident[bundle].places, bundle, told
 
 
 def test_weights_come_in_segments_all_allocated_before_the_first_is_read(monkeypatch):
     """None but that of a single larger tensor exceeds the segment; every tensor lies where it is said to, on its boundary."""
-    backend, places, bundle = load(FakeDevice, monkeypatch)
+    backend, places, bundle, told = load(FakeDevice, monkeypatch)
     held = {n: bundle.tensor(n) for n in places}
     calls = backend.device.calls
     names = [name for name, _ in calls]
     assert names.count("alloc") > 3 and names.index("upload") > max(i for i, n in enumerate(names) if n == "alloc")
     sizes = [detail for name, detail in calls if name == "alloc"]
     larger = [s for s in sizes if s > 1 << 16]
-    assert all(any(cuda_plan._room(a) == s for a in held.values()) for s in larger)
+    assert all(any(cuda_plan._room(a.nbytes) == s for a in held.values()) for s in larger)
     for name, address in places.items():
         at = backend.device.place(address)
         found = at.array[at.offset : at.offset + held[name].nbytes]
         assert address % 256 == 0 and (found == held[name].reshape(-1).view(np.uint8)).all(), name
+    assert "tokenizer.json" not in places
+    total = sum(a.nbytes for a in held.values())
+    assert told == sorted(told) and told[-1] == (total, total) and len(told) > len(places), (
+        "progress, also within a tensor"
+    )
+    backend.load(bundle, dict, lambda done, total: 1 / 0)  # all there: nothing happens
 
 
-@pytest.mark.parametrize("kind", ["too little", "no large pieces"])
+def test_loading_does_not_map_the_file(monkeypatch):
+    """Mapped pages would count as this process's, all of them: the file is read through the device's buffers."""
+    _, _, bundle, _ = load(FakeDevice, monkeypatch)
+    assert bundle._map is None and not bundle._unchecked - {"tokenizer.json"}, "read, hashed, never mapped"
+
+
+REFUSALS = {
+    "too little": (FakeDevice(room=1 << 18), {}, r"needs 0.00 GB of GPU memory \(weights 0.00\).*close other programs"),
+    "too little beside them": (FakeDevice(room=1 << 20), {"state": 1 << 20}, r"weights 0.00, state 0.00"),
+    "no large pieces": (FakeDevice(largest=1 << 15), {}, "in pieces of"),
+    "no more in the middle": (FakeDevice(), {}, "in pieces of"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
 def test_out_of_memory_is_one_sentence_and_leaves_nothing(kind, monkeypatch):
-    def device():
-        return FakeDevice(room=1 << 18) if kind == "too little" else FakeDevice(largest=1 << 17)
+    device, others, said = REFUSALS[kind]
+    if kind == "no more in the middle":
+        device.free_bytes = lambda: 1 << 30  # what the system says, and what it has
+        device.room = 9 * (HERE / "mamba2.qedge").stat().st_size // 10
 
-    kept = []
-    with pytest.raises(Missing, match="close other programs" if kind == "too little" else "in pieces of"):
-        load(lambda: kept.append(device()) or kept[0], monkeypatch)
+    def opened():
+        device.thread = threading.get_ident()
+        return device
+
+    with pytest.raises(Missing, match=said):
+        load(opened, monkeypatch, others=others)
     gc.collect()
-    assert "upload" not in kept[0].names()
-    assert kept[0].used() == 0
+    assert "upload" not in device.names()
+    assert (device.names().count("alloc") > 1) == (kind == "no more in the middle")
+    assert device.used() == 0
+
+
+def test_a_damaged_tensor_in_the_middle_of_loading_leaves_nothing(monkeypatch, tmp_path):
+    data = bytearray((HERE / "mamba2.qedge").read_bytes())
+    with Bundle.open(HERE / "mamba2.qedge") as bundle:
+        data[bundle.places["layers.1.out_proj.codes"].start + 100] ^= 1
+    (tmp_path / "bad.qedge").write_bytes(data)
+    monkeypatch.setattr(cuda_plan, "KEPT_FREE", 0)
+    backend = CudaBackend(FakeDevice)
+    with Bundle.open(tmp_path / "bad.qedge") as bundle:
+        with pytest.raises(HashMismatch, match="layers.1.out_proj.codes"):
+            Engine(bundle, backend)
+    gc.collect()
+    backend.sync()
+    assert backend.device.used() == 0
 
 
 def test_why_not_says_what_to_do(monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from quamba_edge.backends import cuda
+from quamba_edge.backends import cuda, cuda_pieces
 from quamba_edge.backends.cuda_plan import Address
 from quamba_edge.backends.launch import Launch
 from quamba_edge.errors import Missing
@@ -100,6 +100,79 @@ class Libcuda:
         return call
 
 
+class Mapping(Libcuda):
+    """Virtual memory: a unit of 1000 bytes, `room` units in all; what was made, mapped and given back."""
+
+    def __init__(self, room):
+        super().__init__()
+        self.room, self.made, self.mapped, self.reserved = room, [], {}, {}
+
+    def cuDeviceGetAttribute(self, found, which, device):
+        found._obj.value = 1 if which == cuda_pieces.VIRTUAL_MEMORY else 0
+        return 0
+
+    def cuMemGetAllocationGranularity(self, unit, kind, option):
+        assert (kind._obj.type, kind._obj.location.type, kind._obj.location.id) == (1, 1, 0)
+        unit._obj.value = 1000
+        return 0
+
+    def cuMemAddressReserve(self, address, size, alignment, wanted, flags):
+        address._obj.value = 1 << 32
+        self.reserved[1 << 32] = size.value
+        return 0
+
+    def cuMemCreate(self, handle, size, kind, flags):
+        if sum(self.mapped.values()) + size.value > 1000 * self.room:
+            return cuda_pieces.OUT_OF_MEMORY
+        self.made.append(size.value)
+        handle._obj.value = len(self.made)
+        return 0
+
+    def cuMemMap(self, address, size, offset, handle, flags):
+        assert size.value == self.made[handle.value - 1]
+        self.mapped[address.value] = size.value
+        return 0
+
+    def cuMemUnmap(self, address, size):
+        assert self.mapped.pop(address.value) == size.value
+        return 0
+
+    def cuMemAddressFree(self, address, size):
+        assert self.reserved.pop(address.value) == size.value
+        return 0
+
+
+def test_a_large_tensor_comes_in_pieces_at_one_address():
+    native = Mapping(room=100)
+    memory = cuda_pieces.Pieces(native, 6500, largest=2600)
+    assert native.made == [2000, 2000, 2000, 1000] and list(native.mapped) == [(1 << 32) + 2000 * i for i in range(4)]
+    assert native.names.count("cuMemSetAccess") == 1 and native.names.count("cuMemRelease") == 4
+    assert memory.address == 1 << 32
+    del memory
+    assert not native.mapped and not native.reserved
+
+
+def test_pieces_that_do_not_fit_are_given_back():
+    native = Mapping(room=3)
+    with pytest.raises(MemoryError):
+        cuda_pieces.Pieces(native, 6500, largest=2600)
+    assert native.made == [2000] and not native.mapped and not native.reserved
+    native.status["cuMemSetAccess"], native.room = 801, 100
+    with pytest.raises(Missing, match="maps no memory .error 801."):
+        cuda_pieces.Pieces(native, 10, largest=2600)
+    assert not native.mapped and not native.reserved
+
+
+def test_large_allocations_are_pieces_where_the_driver_can(opened, monkeypatch):
+    driver, _, device = opened
+    monkeypatch.setattr(cuda, "SEGMENT", 3000)
+    assert isinstance(device.alloc(4000), cuda.PycudaMemory), "this driver cannot"
+    device.native, device.pieces = Mapping(room=100), True
+    monkeypatch.setattr(driver, "memset_d8_async", lambda *given: driver.calls.append(given[:3]))
+    assert device.alloc(4000).address == 1 << 32 and driver.calls[-1] == (1 << 32, 0, 4000)
+    assert isinstance(device.alloc(2000), cuda.PycudaMemory)
+
+
 @pytest.fixture
 def opened(monkeypatch, tmp_path):
     driver, native = Recorder(), Libcuda()
@@ -111,7 +184,9 @@ def opened(monkeypatch, tmp_path):
     (tmp_path / "sm_87").mkdir()
     (tmp_path / "sm_87" / "ssd.cubin").write_bytes(b"x")
     (tmp_path / "sm_87" / "cubins.json").write_text(json.dumps({"files": {"ssd": {"kernels": {"k": {}}}}}))
-    return driver, native, cuda.PycudaDevice()
+    device = cuda.PycudaDevice()
+    native.names.clear()
+    return driver, native, device
 
 
 def test_memory_is_zeroed_filled_in_stages_and_read_back(opened):

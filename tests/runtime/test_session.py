@@ -129,7 +129,7 @@ def test_an_interrupted_prompt_leaves_an_empty_session(monkeypatch) -> None:
     session.prefill(text(5))
     plan = session.engine.plan(1, 1, "last")
 
-    def interrupted(tokens: np.ndarray) -> None:
+    def interrupted(*given: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
