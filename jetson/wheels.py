@@ -168,14 +168,15 @@ def pack(machine: str, out: Path, work: Path, kernels: Path) -> Path:
     stage(tree, library, kernels)
     hook = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1], {'--build-option': sys.argv[2:]}))"
     environment = {**os.environ, "QUAMBA_SKIP_NATIVE": "1", "SOURCE_DATE_EPOCH": dated()}
-    out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob(f"quamba_edge-*_{machine}.whl"):
-        old.unlink()
-    command = [sys.executable, "-c", hook, out.resolve(), f"--plat-name=manylinux_2_{minor}_{machine}"]
+    made = work / f"dist-{machine}"
+    command = [sys.executable, "-c", hook, str(made), f"--plat-name=manylinux_2_{minor}_{machine}"]
     ran = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if ran.returncode:
         raise Refused(f"setuptools failed:\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
-    return out / ran.stdout.split()[-1]
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob(f"quamba_edge-*_{machine}.whl"):
+        old.unlink()
+    return Path(shutil.move(made / ran.stdout.split()[-1], out))
 
 
 @contextmanager
