@@ -6,6 +6,7 @@ It must itself run where almost everything is missing, so it imports nothing tha
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -62,8 +63,7 @@ def examine(root: Path = Path("/"), bundle: Path | None = None) -> Report:
 
             findings += machine.examine(root, bundle)
         except ImportError as e:
-            lacking = f"pip install {e.name}" if e.name else None
-            findings.append(Finding("machine", "absent", f"was not looked at: {e}", lacking))
+            findings.append(_unloaded("machine", "absent", "was not looked at", e))
     return Report(all(f.state != "missing" for f in findings), tuple(findings), str(root))
 
 
@@ -96,7 +96,7 @@ def _backends() -> list[Finding]:
     try:
         from quamba_edge import backends
     except ImportError as e:
-        return [Finding("backends", "missing", f"cannot be loaded: {e}", f"pip install {e.name}" if e.name else None)]
+        return [_unloaded("backends", "missing", "cannot be loaded", e)]
     findings = []
     for name in backends.known():
         reason = backends.why_not(name)
@@ -107,6 +107,16 @@ def _backends() -> list[Finding]:
             Finding("backends", "missing", "none can run here", "pip install --force-reinstall quamba-edge")
         )
     return findings
+
+
+def _unloaded(name: str, state: str, what: str, e: ImportError) -> Finding:
+    """What an import failed for.  numpy hides a missing system library under a page of advice: its last lines have it."""
+    why = str(e).strip().rpartition("Original error was: ")[2]
+    library = re.match(r"(\S+)\.so[.0-9]*: cannot open shared object file", why)
+    fix = f"pip install {e.name}" if e.name else None
+    if library:  # a Debian of python3 alone has no C++ library; with apt it is there
+        fix = "sudo apt install libstdc++6" if library[1] == "libstdc++" else f"apt-file search {library[1]}.so"
+    return Finding(name, state, f"{what}: {why}", fix)
 
 
 def summary(report: Report) -> str:

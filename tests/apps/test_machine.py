@@ -219,3 +219,23 @@ def test_energy_counters_that_only_root_reads(tmp_path):
     counter.rmdir()
     counter.write_text("123\n")
     assert examined(tmp_path)["power sensor"].found == "package-0, read by linux"
+
+
+NUMPY = """
+
+IMPORTANT: PLEASE READ THIS FOR ADVICE ON HOW TO SOLVE THIS ISSUE!
+
+Original error was: {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "fix"),
+    [("libstdc++.so.6", "sudo apt install libstdc++6"), ("libother.so.1", "apt-file search libother.so")],
+)
+def test_a_system_library_that_numpy_misses_is_named(library, fix):
+    """A Debian of python3 alone, without apt, has no C++ library."""
+    why = f"{library}: cannot open shared object file: No such file or directory"
+    found = doctor._unloaded("backends", "missing", "cannot be loaded", ImportError(NUMPY.format(why)))
+    assert (found.found, found.fix) == (f"cannot be loaded: {why}", fix)
+    assert doctor._unloaded("x", "missing", "what", ImportError("no numpy", name="numpy")).fix == "pip install numpy"

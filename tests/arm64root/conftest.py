@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -82,15 +83,20 @@ def kit() -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory) -> dict[str, Path]:
-    """By family: packed here, by this source tree, to 4 bits."""
+def bundles() -> dict[str, Path]:
+    """By family: packed here, by this source tree, to 4 bits; kept while the sources are the same."""
     import quamba_edge
 
-    folder = tmp_path_factory.mktemp("packed")
+    sources = sorted((root.REPO / "quamba_edge").rglob("*.py"))
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()
+    folder = root.FOLDER / "bundles" / digest[:16]
     packed = {family: folder / f"{model}-w4a8.qedge" for family, model in MODELS.items()}
+    if not folder.exists():
+        shutil.rmtree(folder.parent, ignore_errors=True)
     for family, path in packed.items():
-        source = root.REPO / "demos" / "models" / MODELS[family]
-        quamba_edge.quantize(source, path, "w4a8", calib_samples=32, calib_len=256, eval_tokens=4096)
+        if not path.exists():
+            source = root.REPO / "demos" / "models" / MODELS[family]
+            quamba_edge.quantize(source, path, "w4a8", calib_samples=32, calib_len=256, eval_tokens=4096)
     return packed
 
 
@@ -122,7 +128,7 @@ def board(base: Path) -> root.Board:
 @pytest.fixture(scope="session")
 def installed(board: root.Board, kit: Path, bundles: dict[str, Path], report: Report) -> root.Board:
     """The board after two files are copied and installed; every step is measured."""
-    report.add("the root: Debian, python3, python3-venv", None, root.size(root.BASE))
+    report.add("the root: Debian, Python, libstdc++", None, root.size(root.BASE))
     report.add("file 1: the kit", None, board.copy(kit, "/root/kit.tar"))
     report.add("file 2: a bundle", None, board.copy(bundles["mamba"], "/root/mamba.qedge"))
 

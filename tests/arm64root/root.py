@@ -25,7 +25,8 @@ REPO = Path(__file__).resolve().parents[2]
 FOLDER = REPO / "build" / "arm64-root"
 BASE, STAMP = FOLDER / "base", FOLDER / "base.txt"
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
-PACKAGES = ("python3", "python3-venv")
+# Python, and the C++ library that comes with apt on every board: numpy needs it, and so does our library.
+PACKAGES = ("python3", "python3-venv", "libstdc++6")
 # What a board's Debian has too, but nobody reads here: half of the files.
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 NEEDS = {
