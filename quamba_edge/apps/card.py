@@ -58,9 +58,7 @@ def calibration(found: Inspection) -> str:
     if not c.get("samples"):
         return "not recorded"
     name = f", sha256 `{c['sha256']}`" if c.get("sha256") else ""
-    return (
-        f"{c['samples']} windows of {c['length']} tokens: {c.get('source') or 'unknown'}{name}, seed {c.get('seed')}"
-    )
+    return f"{c['samples']} windows of {c['length']} tokens: {c.get('source') or 'unknown'}{name}, seed {c.get('seed')}"
 
 
 def quality(found: Inspection) -> str:
