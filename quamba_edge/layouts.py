@@ -64,6 +64,11 @@ def _nibbles(lanes: np.ndarray) -> np.ndarray:
     return np.stack([lanes & 15, lanes >> 4], axis=-2)
 
 
+def _words(lanes: np.ndarray) -> np.ndarray:
+    """uint32 (...) -> codes (..., 2, 4)."""
+    return _nibbles(np.ascontiguousarray(lanes)[..., None].view(np.uint8))
+
+
 def pack_n16k4(codes: np.ndarray) -> np.ndarray:
     """8-bit codes (N, K), N % 16 == K % 4 == 0 -> int8 (N/16, K/4, 16, 4).
 
@@ -78,6 +83,36 @@ def pack_n16k4(codes: np.ndarray) -> np.ndarray:
 def unpack_n16k4(blocks: np.ndarray) -> np.ndarray:
     """The inverse of `pack_n16k4`: int8 (N/16, K/4, 16, 4) -> int8 (N, K)."""
     return blocks.transpose(0, 2, 1, 3).reshape(blocks.shape[0] * 16, blocks.shape[1] * 4)
+
+
+def pack_n16k4x6(codes: np.ndarray) -> np.ndarray:
+    """6-bit codes (N, K), values -32..31, N % 16 == K % 4 == 0 -> uint8 (N/16, K/4, 16, 3).
+
+    Tiles as in n16k4; a lane's four codes plus 32 are one number of 24 bits, column 4*j lowest, lowest byte first:
+
+        byte 0: c0 and the low 2 bits of c1 | byte 1: the rest of c1, the low 4 bits of c2 | byte 2: the rest of c2, c3
+
+    Kernels do not read it: it becomes n16k4 when a bundle is loaded (`as_read`, `widen`).
+    """
+    c = (pack_n16k4(codes) + 32).view(np.uint8)
+    lanes = c[..., 0] | c[..., 1] << 6, c[..., 1] >> 2 | c[..., 2] << 4, c[..., 2] >> 4 | c[..., 3] << 2
+    return np.stack(lanes, -1)
+
+
+def unpack_n16k4x6(blocks: np.ndarray) -> np.ndarray:
+    """The inverse of `pack_n16k4x6`: uint8 (N/16, K/4, 16, 3) -> int8 (N, K)."""
+    return unpack_n16k4(_sixes(blocks))
+
+
+def _sixes(lanes: np.ndarray) -> np.ndarray:
+    """Bytes (..., 3) -> codes int8 (..., 4)."""
+    b = [lanes[..., i] for i in range(3)]
+    codes = np.empty((*lanes.shape[:-1], 4), np.uint8)
+    codes[..., 0] = b[0] & 63
+    codes[..., 1] = b[0] >> 6 | (b[1] & 15) << 2
+    codes[..., 2] = b[1] >> 4 | (b[2] & 3) << 4
+    codes[..., 3] = b[2] >> 2
+    return codes.view(np.int8) - np.int8(32)
 
 
 def pack_n16(scales: np.ndarray) -> np.ndarray:
@@ -102,6 +137,9 @@ class Layout:
     stored  dtype of the stored array; None: the logical one
     fill    value of the rows and columns that pad to whole tiles
     lanes   sizes of the axes after (N/rows, K/cols)
+    codes   smallest and largest value of packed codes
+    open    what makes numbers (..., cols) of packed lanes
+    wider   the layout that kernels read it in; None: as it lies
     """
 
     name: str
@@ -113,6 +151,9 @@ class Layout:
     fill: int = 0
     stored: str | None = None
     lanes: tuple[int, ...] = ()
+    codes: tuple[int, int] | None = None
+    open: Callable[[np.ndarray], np.ndarray] | None = None
+    wider: str | None = None
 
     def natural(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the packed array of a logical shape, before the tail that fills its last 64 bytes."""
@@ -126,8 +167,9 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout("row", ("f32", "f16", "i32", "i8", "u8"), pack_row, unpack_row),
-        Layout("n16k8", ("u4",), pack_n16k8, unpack_n16k8, 16, 8, 8, "u32", (16,)),
+        Layout("n16k8", ("u4",), pack_n16k8, unpack_n16k8, 16, 8, 8, "u32", (16,), (0, 15), _words),
         Layout("n16k4", ("i8",), pack_n16k4, unpack_n16k4, 16, 4, 0, None, (16, 4)),
+        Layout("n16k4x6", ("i8",), pack_n16k4x6, unpack_n16k4x6, 16, 4, 0, "u8", (16, 3), (-32, 31), _sixes, "n16k4"),
         Layout("n16", ("f16", "f32"), pack_n16, unpack_n16, 16, 1, 0, None, (16,)),
     )
 }
@@ -168,8 +210,10 @@ def pack_rows(layout: str, rows: np.ndarray, stored: np.ndarray, shape: tuple[in
     stop = start + len(rows)
     assert start % found.rows == 0 and stop <= shape[0] and (stop % found.rows == 0 or stop == shape[0])
     assert rows.shape[1:] == tuple(shape[1:]), f"rows of shape {rows.shape} for a tensor of {shape}"
-    if found.stored is not None:
-        assert rows.dtype == np.uint8 and (rows.size == 0 or rows.max() <= 15), "4-bit codes are uint8, 0..15"
+    if found.codes is not None:
+        least, most = found.codes
+        assert rows.dtype == DTYPES[found.dtypes[0]], f"{rows.dtype} codes for layout {layout}"
+        assert rows.size == 0 or least <= rows.min() and rows.max() <= most, f"codes of {layout} are {least}..{most}"
     else:
         assert rows.dtype == stored.dtype, f"{rows.dtype} rows for a {stored.dtype} tensor"
     if found.rows > 1:
@@ -215,15 +259,40 @@ def gather(layout: str, stored: np.ndarray, shape: tuple[int, ...], rows: np.nda
     if found.rows == 1:
         return natural[rows]
     lane = natural[rows // found.rows, :, rows % found.rows]  # (M, K/cols, [4])
-    if found.stored is not None:
-        lane = _nibbles(np.ascontiguousarray(lane)[..., None].view(np.uint8))  # (M, K/8, 2, 4)
+    if found.open is not None:
+        lane = found.open(lane)
     return lane.reshape(len(rows), natural.shape[1] * found.cols)[:, : shape[1]]
+
+
+def as_read(layout: str) -> str:
+    """The layout in which kernels read a tensor that is stored in `layout`."""
+    return find(layout).wider or layout
+
+
+def widen(layout: str, stored: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A stored tensor of that shape as it lies in `as_read(layout)`: `stored` itself unless that is another layout."""
+    found = find(layout)
+    if found.wider is None:
+        return stored
+    assert found.open is not None
+    wide, natural = empty(found.wider, found.dtypes[0], shape), _natural(found, stored, shape)
+    lanes = _natural(find(found.wider), wide, shape)
+    step = max(1, SLAB // max(math.prod(natural.shape[1:]), 1))
+    for a in range(0, len(natural), step):
+        lanes[a : a + step] = found.open(natural[a : a + step])
+    return wide
 
 
 def _natural(layout: Layout, stored: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A view of the stored array in its natural shape, without the zeros that fill its last line."""
     natural = layout.natural(shape)
     return stored.reshape(-1)[: math.prod(natural)].reshape(natural)
+
+
+def stored_dtype(layout: Layout) -> type:
+    """numpy's dtype of what a layout stores whatever the logical dtype; only where it has one such."""
+    assert layout.stored is not None
+    return _numpy(layout.stored)
 
 
 def _numpy(stored: str) -> type:

@@ -12,11 +12,13 @@ from quamba_edge.errors import MissingLayout
 HOLDS = [(name, dtype) for name, layout in layouts.LAYOUTS.items() for dtype in layout.dtypes]
 
 
-def noise(dtype, shape, seed=0):
+def noise(dtype, shape, seed=0, layout="row"):
     rng = np.random.default_rng(seed)
     if dtype in ("f32", "f16"):
         return rng.standard_normal(shape).astype(layouts.DTYPES[dtype])
     low, high = {"u4": (0, 16), "u8": (0, 256), "i8": (-128, 128), "i32": (-(2**31), 2**31)}[dtype]
+    if layout == "n16k4x6":
+        low, high = -32, 32
     return rng.integers(low, high, shape).astype(layouts.DTYPES[dtype])
 
 
@@ -24,7 +26,7 @@ def noise(dtype, shape, seed=0):
 @settings(deadline=None, max_examples=60)
 @given(N=st.integers(1, 70), K=st.integers(1, 70), seed=st.integers(0, 99), data=st.data())
 def test_round_trip_whole_in_slabs_and_by_rows(layout, dtype, N, K, seed, data):
-    logical = noise(dtype, (N, K), seed)
+    logical = noise(dtype, (N, K), seed, layout)
     stored = layouts.pack(layout, logical, dtype)
     assert (stored.shape, stored.nbytes % 64) == (layouts.stored_spec(layout, dtype, (N, K))[1], 0)
     assert np.array_equal(layouts.unpack(layout, stored, (N, K)), logical)
@@ -37,6 +39,8 @@ def test_round_trip_whole_in_slabs_and_by_rows(layout, dtype, N, K, seed, data):
     for i in range(0, N, 32):
         layouts.pack_rows(layout, logical[i : i + 32], slabs, (N, K), i)
     assert slabs.tobytes() == stored.tobytes()
+    wide = layouts.widen(layout, stored, (N, K))
+    assert wide.tobytes() == layouts.pack(layouts.as_read(layout), logical, dtype).tobytes()
 
 
 def test_big_matrices_are_packed_in_slabs_to_the_same_bytes(monkeypatch):
@@ -70,6 +74,25 @@ def test_every_byte_of_n16k4_and_n16_lies_where_the_formula_says():
             assert lanes[(n // 16 * 3 + g) * 16 + n % 16] == (scales[n, g] if n < 18 else 0), (n, g)
 
 
+def test_every_code_of_n16k4x6_lies_where_the_formula_says():
+    N, K = 37, 22
+    codes = noise("i8", (N, K), layout="n16k4x6")
+    flat = layouts.pack("n16k4x6", codes).reshape(-1)
+    for n in range(48):
+        for k in range(24):
+            at = ((n // 16 * 6 + k // 4) * 16 + n % 16) * 3
+            number = int(flat[at]) | int(flat[at + 1]) << 8 | int(flat[at + 2]) << 16
+            code = (number >> 6 * (k % 4) & 63) - 32
+            assert code == (codes[n, k] if n < N and k < K else 0), (n, k)
+
+
+def test_a_large_matrix_is_widened_in_slabs(monkeypatch):
+    codes = noise("i8", (100, 40), layout="n16k4x6")
+    stored = layouts.pack("n16k4x6", codes)
+    monkeypatch.setattr(layouts, "SLAB", 600)
+    assert np.array_equal(layouts.widen("n16k4x6", stored, codes.shape), layouts.pack("n16k4", codes))
+
+
 def test_stored_shapes_keep_the_natural_shape_only_when_it_fills_its_lines():
     assert layouts.stored_spec("row", "f32", (4, 16)) == ("f32", (4, 16))
     assert layouts.stored_spec("row", "f32", (1,)) == ("f32", (16,))
@@ -92,6 +115,8 @@ def test_misuse_is_refused():
         layouts.find("n8k32")
     with pytest.raises(AssertionError, match="0..15"):
         layouts.pack("n16k8", np.full((16, 8), 16, np.uint8))
+    with pytest.raises(AssertionError, match="-32..31"):
+        layouts.pack("n16k4x6", np.full((16, 8), 32, np.int8))
     with pytest.raises(AssertionError, match="holds"):
         layouts.pack("n16k4", np.zeros((16, 8), np.float32))
     stored = layouts.pack("n16k4", np.zeros((32, 8), np.int8))

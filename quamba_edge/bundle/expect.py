@@ -113,8 +113,8 @@ def _linear(name: str, site: Site, scale: bool = True) -> Iterator[tuple[str, Wa
     N, K = site["N"], site["K"]
     if site["bits"] == 16:
         yield f"{name}.weight", Wanted("f16", (N, K), "row")
-    elif site["bits"] == 8:
-        yield f"{name}.codes", Wanted("i8", (N, K), "n16k4")
+    elif site["bits"] in (6, 8):
+        yield f"{name}.codes", Wanted("i8", (N, K), "n16k4" if site["bits"] == 8 else "n16k4x6")
         yield f"{name}.scales", _f32(N)
     else:
         yield f"{name}.codes", Wanted("u4", (N, K), "n16k8")

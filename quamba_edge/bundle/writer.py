@@ -242,7 +242,9 @@ def _dtype_of(layout: str, stored: np.ndarray) -> str:
     """Logical dtype of a stored array."""
     found = layouts.find(layout)
     names = [d for d in found.dtypes if found.stored or layouts.DTYPES[d] == stored.dtype]
-    assert names and (not found.stored or stored.dtype == np.uint32), f"layout {layout} does not store {stored.dtype}"
+    assert names and (not found.stored or stored.dtype == layouts.stored_dtype(found)), (
+        f"layout {layout} does not store {stored.dtype}"
+    )
     return names[0]
 
 

@@ -107,7 +107,7 @@ class Builder:
     def linear(self, site: str, x: Ref, y: Ref, rows: int, *, add: int = 0, stored: str | None = None) -> None:
         """y (rows, N) = or += x W^T.  `stored` names the tensors where they are not the site's own (a tied head)."""
         record, tensors = self.site(site), stored or site
-        bits, act = record["bits"], record["act"]
+        bits, act = kernel_bits(record), record["act"]
         args = {"x": x, "y": y, **self._matrix(tensors, bits)}
         if act == 8:
             args["x_scale"] = self.weight(f"{site}.in_scale")
@@ -129,8 +129,9 @@ class Builder:
         """Tokens to the residual stream."""
         record = self.site("embedding")
         tokens = self.buffer("tokens", (self.M,), "i32")
-        args = {"tokens": tokens, "y": self.residual, **self._matrix("embedding", record["bits"])}
-        self.step(f"embed_w{record['bits']}", "embedding", args, M=self.M, **self._matrix_sizes(record))
+        bits = kernel_bits(record)
+        args = {"tokens": tokens, "y": self.residual, **self._matrix("embedding", bits)}
+        self.step(f"embed_w{bits}", "embedding", args, M=self.M, **self._matrix_sizes(record))
 
     def head(self, logits: str) -> None:
         """The residual stream to logits of the last token of each sequence, of all tokens, or of none."""
@@ -152,6 +153,11 @@ class Builder:
         """y (M, E) into the residual stream: rotated where the bundle is, rounded, multiplied, added."""
         u = self.inputs("hadamard" if self.rotate else "quantize", site, y, self.M, self.config.d_inner)
         self.linear(site, u, self.residual, self.M, add=1)
+
+
+def kernel_bits(record: Mapping[str, Any]) -> int:
+    """Bits of a site's codes as kernels read them: 6 are widened to 8 when a bundle is loaded (layouts.widen)."""
+    return 8 if record["bits"] == 6 else int(record["bits"])
 
 
 def whole(b: Builder, layer: Callable[[Builder, str], None], logits: str) -> Program:

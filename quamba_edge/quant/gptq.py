@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quamba_edge.quant.recipe import Scheme
-from quamba_edge.quant.rtn import Codes, encode4, encode8, scale4, scale8
+from quamba_edge.quant.rtn import Codes, encode4, encode8, scale4, scale_row
 
 BLOCK = 128  # columns whose errors are spread at once when a row has a single scale
 
@@ -54,9 +54,9 @@ def quantize_gptq(
     """Codes of w (N, K), f32, given `inverse_factor` of its inputs' Hessian."""
     w = w.clone()
     rows, cols = w.shape
-    step = BLOCK if scheme.bits == 8 else scheme.group
-    codes = torch.empty(rows, cols, dtype=torch.int8 if scheme.bits == 8 else torch.uint8)
-    scales8 = scale8(w, peak)[:, None] if scheme.bits == 8 else None
+    step = BLOCK if scheme.bits > 4 else scheme.group
+    codes = torch.empty(rows, cols, dtype=torch.int8 if scheme.bits > 4 else torch.uint8)
+    scales8 = scale_row(w, scheme.bits, peak, search=search)[:, None] if scheme.bits > 4 else None
     scales4: list[Tensor] = []
     importance = factor.diagonal().square().reciprocal()  # the loss of an error e in column j is e^2 / U[j, j]^2
     for start in range(0, cols, step):
@@ -71,7 +71,7 @@ def quantize_gptq(
         for j in range(stop - start):
             column = block[:, j : j + 1]
             if scales8 is not None:
-                q = encode8(column, scale)
+                q = encode8(column, scale, scheme.bits)
                 value = q.float() * scale
             else:
                 q = encode4(column, scale)
@@ -82,5 +82,5 @@ def quantize_gptq(
             block[:, j + 1 :].addmm_(error, u[j : j + 1, j + 1 :], alpha=-1)
         w[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
     if scales8 is not None:
-        return Codes(codes, scales8[:, 0], 8, scheme.group)
+        return Codes(codes, scales8[:, 0], scheme.bits, scheme.group)
     return Codes(codes, torch.cat(scales4, 1), 4, scheme.group)

@@ -14,14 +14,15 @@ from typing import Any
 from quamba_edge.errors import BadRecipe
 
 LARGEST_GROUP = 1 << 16  # columns; wider than any site's input
-BITS, ACTS, METHODS, GRAINS = (4, 8, 16), (8, 16), ("gptq", "rtn"), ("channel", "group", "tensor")
+BITS, ACTS, METHODS, GRAINS = (4, 6, 8, 16), (8, 16), ("gptq", "rtn"), ("channel", "group", "tensor")
 
 
 @dataclass(frozen=True)
 class Scheme:
     """How one linear site is stored and fed.
 
-    bits    4 (groups of `group` columns share an f16 scale), 8 (one f32 scale per output row), 16 (f16)
+    bits    4 (groups of `group` columns share an f16 scale), 8 or 6 (one f32 scale per output row), 16 (f16).  6 makes the file
+            smaller, and nothing faster: codes are widened to 8 bits when a bundle is loaded
     act     8: its input is int8 with one static scale; 16: f16
     method  "gptq" or "rtn" (round to nearest); without meaning at 16 bits
     """
@@ -35,7 +36,7 @@ class Scheme:
         if self.bits not in BITS or self.act not in ACTS or self.method not in METHODS:
             raise BadRecipe(f"{self}: bits must be one of {BITS}, act of {ACTS}, method of {METHODS}")
         if self.bits == 16 and self.act == 8:
-            raise BadRecipe("16-bit weights with 8-bit activations have no kernel: use act 16, or bits 8 or 4")
+            raise BadRecipe("16-bit weights with 8-bit activations have no kernel: use act 16, or bits 8, 6 or 4")
         if type(self.group) is not int or not 8 <= self.group <= LARGEST_GROUP or self.group % 8:
             raise BadRecipe(f"group {self.group!r}: must be a multiple of 8, up to {LARGEST_GROUP}")
 

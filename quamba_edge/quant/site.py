@@ -31,8 +31,8 @@ def specs(shape: tuple[int, ...], scheme: Scheme) -> dict[str, Spec]:
     N, K = shape
     if scheme.bits == 16:
         return {"weight": ("row", "f16", (N, K))}
-    if scheme.bits == 8:
-        return {"codes": ("n16k4", "i8", (N, K)), "scales": ("row", "f32", (N,))}
+    if scheme.bits in (6, 8):
+        return {"codes": ("n16k4" if scheme.bits == 8 else "n16k4x6", "i8", (N, K)), "scales": ("row", "f32", (N,))}
     return {"codes": ("n16k8", "u4", (N, K)), "scales": ("n16", "f16", (N, -(-K // scheme.group)))}
 
 
