@@ -68,6 +68,7 @@ def search_text(found: Any, out: Path) -> str:
     if len(found.workers) > 1:
         head += "; by " + ", ".join(f"{who} {count}" for who, count in found.workers.items())
     budgets = ", ".join(f"{kind} at most {most:g}" for kind, most in found.budgets.items())
+    budgets += "" if found.score == "kl" else f"; chosen by {found.score}"
     lines = [head, f"budget: {budgets}", "", f"{'':22s}{'KL, 1/1000 nat':>16s}" + "".join(f"{k:>14s}" for k in kinds)]
     for row in sorted((found.winner, *found.baselines), key=lambda r: r.kl):
         spread = "" if row.stderr is None else f" ±{1e3 * row.stderr:.3f}"
