@@ -93,6 +93,7 @@ def bundles() -> dict[str, Path]:
     packed = {family: folder / f"{model}-w4a8.qedge" for family, model in MODELS.items()}
     if not folder.exists():
         shutil.rmtree(folder.parent, ignore_errors=True)
+        folder.mkdir(parents=True)
     for family, path in packed.items():
         if not path.exists():
             source = root.REPO / "demos" / "models" / MODELS[family]
