@@ -6,6 +6,7 @@ as the running model will.  Both rotate out_proj's input when the recipe rotates
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 
 import torch
@@ -33,6 +34,7 @@ class Observer:
         self.percentile = percentile
         self.peak: dict[str, Tensor] = {}
         self.moments: dict[str, Tensor] = {}
+        self.states = 0  # seen
         self._quantiles: list[Tensor] = []  # of x, one per batch
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
@@ -44,6 +46,7 @@ class Observer:
             self._average_quantile(value.flatten(0, 1))
         elif name in ("x", "B", "C", "state"):
             self._raise(name, value.flatten(0, 1))
+            self.states += value.shape[0] * value.shape[1] if name == "state" else 0
         site = "x_proj" if name == "x" else name
         if site in self.wanted:
             flat = value.reshape(-1, value.shape[-1])
@@ -117,17 +120,19 @@ class FakeQuant:
         return value.half().float() if name in LINEARS else value
 
 
-# Of the int8 state's scales: how far above the largest value seen in calibration they reach (docs/numerics.md has the sweep).
-STATE_MARGIN = {"mamba": 1.0, "mamba2": 0.75}
+# Of the int8 state's scales, by family: they reach to STATE_REACH / ln(states seen) times the largest of these, because the largest
+# of n values with an exponential tail grows as ln n.  docs/numerics.md has the sweeps; 1024 states are 128 windows of 512 tokens.
+STATE_REACH = {"mamba": 1.0 * math.log(1024), "mamba2": 0.75 * math.log(1024)}
 
 
-def state_scales(peak: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """rows (E) and cols (g*N) with rows[e] * cols[n] * 127 covering `peak` (g, E/g, N) times a margin.
+def state_scales(peak: Tensor, seen: int, reach: float) -> tuple[Tensor, Tensor]:
+    """rows (E) and cols (g*N) with rows[e] * cols[n] * 127 covering `peak` (g, E/g, N), the largest of `seen` states, times a margin.
 
     A state's size varies by channel and by state index nearly independently, so two vectors serve for the whole (E, N).
     They cover the row's largest elements and are too wide for the others, whose rounding is what an int8 state loses:
     for Mamba2 cutting the largest peaks by a quarter costs less.
     """
+    margin = reach / math.log(max(seen, 4))
     floor = (peak.max() * 1e-4).clamp_min(1e-8)
     logs = peak.clamp_min(floor).log()
     cols = (logs - logs.mean(2, keepdim=True)).mean(1).exp()  # (g, N)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quamba_edge.calibrate.observe import STATE_MARGIN, FakeQuant, Lack, Observer, scale_of, state_scales
+from quamba_edge.calibrate.observe import STATE_REACH, FakeQuant, Lack, Observer, scale_of, state_scales
 from quamba_edge.errors import BadCheckpoint, BadRecipe
 from quamba_edge.quant import cluster, site
 from quamba_edge.quant.gptq import inverse_factor, repaired
@@ -99,7 +99,7 @@ def quantize_layer(
     for name in schemes:
         if name != "in_proj":
             finish(name, rest)
-    made.tensors += ssm_tensors(weights, family, config, observer.peak["state"], scales)
+    made.tensors += ssm_tensors(weights, family, config, observer, scales)
     run_layer(block, stream, FakeQuant(rotate_out, scales), out=stream)
     return made
 
@@ -225,12 +225,12 @@ def quantize_site(
 
 
 def ssm_tensors(
-    weights: Weights, family: str, config: Any, state_peak: Tensor, scales: dict[str, Tensor]
+    weights: Weights, family: str, config: Any, observer: Observer, scales: dict[str, Tensor]
 ) -> list[Named]:
     """Convolution and SSM parameters, f32, and their static scales."""
     groups = config.ngroups if family == "mamba2" else 1
-    peak = state_peak.reshape(groups, -1, config.d_state)
-    rows, cols = state_scales(peak, STATE_MARGIN[family])
+    peak = observer.peak["state"].reshape(groups, -1, config.d_state)
+    rows, cols = state_scales(peak, observer.states, STATE_REACH[family])
     vectors = {
         "conv.weight": weights["mixer.conv1d.weight"].squeeze(1),
         "conv.bias": weights["mixer.conv1d.bias"],

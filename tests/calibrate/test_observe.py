@@ -1,5 +1,7 @@
 """Observers see everything that passes; fake quantization is the runtime's rounding."""
 
+import math
+
 import torch
 
 from quamba_edge.calibrate.observe import FakeQuant, Lack, Observer, fake_quant, scale_of, state_scales
@@ -55,9 +57,11 @@ def test_fake_quant_rounds_to_even_and_clamps():
 
 def test_state_scales_cover_what_was_seen():
     peak = torch.rand(2, 6, 8, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 2, 8)
-    rows, cols = state_scales(peak, margin=1.0)
+    rows, cols = state_scales(peak, 1024, math.log(1024))
     covered = rows.view(2, 6, 1) * cols.view(2, 1, 8) * 127
     assert (covered >= peak * 0.9999).all() and covered.max() < 20 * peak.max()
+    few, same = state_scales(peak, 32, math.log(1024))
+    assert torch.allclose(few, 2 * rows) and (same == cols).all()  # the largest of 32 values is half that of 1024
 
 
 def test_lack_is_what_the_source_has_beyond_ours_times_ours():
