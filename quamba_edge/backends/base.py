@@ -1,4 +1,4 @@
-"""The device seam: six methods and `record` are a backend; one may choose tokens, too (`chooser`, `ask`, `chosen`).
+"""The device seam: six methods and `record` are a backend; one may choose tokens, too (`chooser`, `choose`).
 
 Memory is a `Block`: opaque bytes of the backend that hold a C-order array.  A program is recorded once, with every argument
 bound to weights of the bundle, blocks of the arena and blocks of the state, and then run as often as there are tokens.
@@ -100,15 +100,14 @@ class Backend(ABC):
         """Run it once on what the blocks hold; may return before it is done."""
 
     def chooser(self, logits: Block, V: int) -> Any | None:
-        """For a backend that chooses tokens itself: what `ask`, `run` and `chosen` take, for the first V of a block's logits."""
+        """For a backend that chooses tokens itself: what `choose` takes, for the first V of a block's logits; else None."""
         return None
 
-    def ask(self, chooser: Any, request: np.ndarray) -> None:
-        """How the next `run(chooser)` chooses: f64, of runtime/sampling.py's `Sampler.request`."""
-        raise NotImplementedError
+    def choose(self, recorded: Any, chooser: Any, tokens: Block, ids: np.ndarray, request: np.ndarray) -> int | None:
+        """Put `ids` into the block `tokens`, run, and choose what follows; None where that is left to the host.
 
-    def chosen(self, chooser: Any) -> int | None:
-        """The token of the last `run(chooser)`; None where the host must choose."""
+        request: f64, of runtime/sampling.py's `Sampler.request`.
+        """
         raise NotImplementedError
 
     @abstractmethod

@@ -164,6 +164,11 @@ class PycudaDevice:
         raw = array.reshape(-1).view(np.uint8)
         self.stream(address, raw.nbytes, lambda start, into: np.copyto(into, raw[start : start + into.nbytes]))
 
+    def post(self, slot: int, address: int, array: np.ndarray) -> None:
+        part = self.staging[slot][: array.nbytes]
+        part[:] = array.reshape(-1).view(np.uint8)
+        self.cuda.memcpy_htod_async(address, part, self.queue)
+
     def stream(self, address: int, nbytes: int, read: Callable[[int, np.ndarray], None]) -> None:
         """Through two pinned buffers in turns: one is filled while the other is copied."""
         copied = [self.cuda.Event(), self.cuda.Event()]

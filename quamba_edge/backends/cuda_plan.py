@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -47,6 +48,9 @@ class Device(Protocol):
 
     def upload(self, address: int, array: np.ndarray) -> None:
         """Copy a C-order array; done when it returns."""
+
+    def post(self, slot: int, address: int, array: np.ndarray) -> None:
+        """Start copying a small array; the slot, 0 or 1, is free again after the next download or sync."""
 
     def stream(self, address: int, nbytes: int, read: Callable[[int, np.ndarray], None]) -> None:
         """Copy what `read(start, buffer)` puts into each of the device's buffers, in order; one is filled while another is copied."""
@@ -213,17 +217,20 @@ class CudaBackend(Backend):
     def run(self, recorded: Recorded) -> None:
         self._do(self._run, recorded)
 
-    def _run(self, recorded: Recorded) -> None:
-        def launches() -> None:
-            for what, arguments in recorded.calls:
-                self.device.launch(what, arguments)
-
-        if recorded.runs == 1:
-            recorded.graph = self.device.capture(launches)
+    def _run(self, *recorded: Recorded) -> None:
+        """One after the other, with marks around all of them."""
+        for one in recorded:
+            if one.runs == 1:
+                one.graph = self.device.capture(partial(self._launch, one))
         self.device.mark(False)
-        launches() if recorded.graph is None else self.device.replay(recorded.graph)
+        for one in recorded:
+            self._launch(one) if one.graph is None else self.device.replay(one.graph)
+            one.runs += 1
         self.device.mark(True)
-        recorded.runs += 1
+
+    def _launch(self, recorded: Recorded) -> None:
+        for what, arguments in recorded.calls:
+            self.device.launch(what, arguments)
 
     def chooser(self, logits: Block, V: int) -> Chooser | None:
         try:
@@ -238,13 +245,21 @@ class CudaBackend(Backend):
         ]
         return Chooser(calls, [arrays], arrays=arrays)
 
-    def ask(self, chooser: Chooser, request: np.ndarray) -> None:
+    def choose(
+        self, recorded: Recorded, chooser: Chooser, tokens: Block, ids: np.ndarray, request: np.ndarray
+    ) -> int | None:
+        """One hand-over to the thread, and one wait, for a token."""
         assert request.nbytes <= launch.REQUEST, f"a request of {request.nbytes} bytes"
-        self._do(self.device.upload, chooser.arrays["how"].memory.address, request)
+        return self._do(self._choose, recorded, chooser, tokens.memory.address, ids, request)
 
-    def chosen(self, chooser: Chooser) -> int | None:
+    def _choose(
+        self, recorded: Recorded, chooser: Chooser, tokens: int, ids: np.ndarray, request: np.ndarray
+    ) -> int | None:
+        self.device.post(0, tokens, ids)
+        self.device.post(1, chooser.arrays["how"].memory.address, request)
+        self._run(recorded, chooser)
         token = np.empty(1, np.int32)
-        self._do(self.device.download, chooser.arrays["token"].memory.address, token)
+        self.device.download(chooser.arrays["token"].memory.address, token)
         return int(token[0]) if token[0] >= 0 else None
 
     def times(self, recorded: Recorded) -> np.ndarray:

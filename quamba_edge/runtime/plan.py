@@ -41,7 +41,7 @@ class Arena:
 class Plan:
     """`run(tokens)` advances the states by one program; `logits()` reads what it left.
 
-    vocabulary  how many of the logits' ids may be chosen, for a backend that chooses: `run(tokens, request)`, then `chosen()`
+    vocabulary  how many of the logits' ids may be chosen, for a backend that chooses (`choose`)
     """
 
     def __init__(
@@ -58,19 +58,18 @@ class Plan:
         self._recorded = backend.record(program, weights, self.buffers, states)
         self.chooser = backend.chooser(self.buffers["logits"], vocabulary) if vocabulary else None
 
-    def run(self, tokens: np.ndarray, request: np.ndarray | None = None) -> None:
-        """tokens (S, T), checked by the caller to be rows of the embedding.  With a request the backend chooses what follows."""
-        assert tokens.shape == (self.program.sequences, self.program.tokens), f"tokens of shape {tokens.shape}"
-        self.backend.upload(self.buffers["tokens"], np.ascontiguousarray(tokens, np.int32).reshape(-1))
-        if request is not None:  # before the run, which the copy would wait for
-            self.backend.ask(self.chooser, request)
+    def run(self, tokens: np.ndarray) -> None:
+        """tokens (S, T), checked by the caller to be rows of the embedding."""
+        self.backend.upload(self.buffers["tokens"], self._flat(tokens))
         self.backend.run(self._recorded)
-        if request is not None:
-            self.backend.run(self.chooser)
 
-    def chosen(self) -> int | None:
-        """What the backend chose after the last run with a request; None where the host must choose from `logits`."""
-        return self.backend.chosen(self.chooser)
+    def choose(self, tokens: np.ndarray, request: np.ndarray) -> int | None:
+        """The same, and what the backend chooses to follow; None where the host must choose from `logits`."""
+        return self.backend.choose(self._recorded, self.chooser, self.buffers["tokens"], self._flat(tokens), request)
+
+    def _flat(self, tokens: np.ndarray) -> np.ndarray:
+        assert tokens.shape == (self.program.sequences, self.program.tokens), f"tokens of shape {tokens.shape}"
+        return np.ascontiguousarray(tokens, np.int32).reshape(-1)
 
     def logits(self) -> np.ndarray:
         """f32 (S, V) or (S * T, V), the padded vocabulary included; the program must compute them."""

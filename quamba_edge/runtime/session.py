@@ -199,11 +199,15 @@ class Session:
                 wanted = logits if logits == "all" or i == len(sizes) - 1 else "none"
                 self.logits = None  # not of this place any more
                 plan = self.engine.plan(1, size, wanted)
-                plan.run(ids[None, start : start + size], request)
+                chosen = None
+                if request is None:
+                    plan.run(ids[None, start : start + size])
+                else:
+                    chosen = plan.choose(ids[None, start : start + size], request)
                 self.seen.push(ids[start : start + size].tolist())
                 start += size
                 if wanted != "none":
-                    yield plan.logits()[:, : self.engine.vocab_size] if request is None else plan.chosen()
+                    yield plan.logits()[:, : self.engine.vocab_size] if request is None else chosen
         except BaseException:
             self._back_to(self.snapshots.before(self.count))  # a chunk that stopped half-way leaves a state of no text
             raise

@@ -43,6 +43,7 @@ class FakeDevice:
         self.calls: list[tuple[str, Any]] = []
         self.thread = threading.get_ident()
         self.captured: list[tuple[Launch, list[object]]] | None = None
+        self.posted: set[int] = set()
         self._next = 1 << 20
 
     def note(self, what: str, detail: Any = None) -> None:
@@ -76,6 +77,13 @@ class FakeDevice:
         at = self.place(address)
         at.array[at.offset : at.offset + array.nbytes] = array.reshape(-1).view(np.uint8)
 
+    def post(self, slot: int, address: int, array: np.ndarray) -> None:
+        self.note("post", array.nbytes)
+        assert slot not in self.posted, "a slot is used again before anything was waited for"
+        self.posted.add(slot)
+        at = self.place(address)
+        at.array[at.offset : at.offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+
     def stream(self, address: int, nbytes: int, read: Callable[[int, np.ndarray], None]) -> None:
         self.note("upload", nbytes)
         at, stages = self.place(address), [np.zeros(STAGE, np.uint8) for _ in range(2)]
@@ -86,6 +94,7 @@ class FakeDevice:
 
     def download(self, address: int, array: np.ndarray) -> None:
         self.note("download", array.nbytes)
+        self.posted.clear()
         at = self.place(address)
         array.reshape(-1).view(np.uint8)[...] = at.array[at.offset : at.offset + array.nbytes]
 
@@ -126,3 +135,4 @@ class FakeDevice:
 
     def sync(self) -> None:
         self.note("sync")
+        self.posted.clear()

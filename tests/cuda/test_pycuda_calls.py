@@ -198,6 +198,8 @@ def test_memory_is_zeroed_filled_in_stages_and_read_back(opened):
     device.upload(memory.address, values.reshape(13, 100))
     device.download(memory.address, found)
     assert (found == values).all()
+    device.post(1, memory.address + 8, np.array([7], np.float32))
+    values[2] = 7
     other = device.alloc(4 * 1300)
     device.copy(other.address, memory.address, 4 * 1300)
     device.download(other.address, found)

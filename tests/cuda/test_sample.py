@@ -133,6 +133,7 @@ def test_a_backend_that_chooses_says_what_the_host_would(emulator, monkeypatch):
             # The device's first token is the host's; the other session fetches what the first has not asked for, before it is gone.
             assert calls.count(("download", size)) == (1 if where == "device" else 1 + 3)
             assert calls.count(("download", 4)) == (2 if where == "device" else 0)
+            assert calls.count(("post", 4)) == (2 if where == "device" else 0), "the token, beside the request"
             if where == "host":
                 logits[where] = session.logits
         assert texts["device"] == texts["host"]
@@ -151,10 +152,11 @@ def test_broken_logits_are_the_hosts_to_say(emulator, monkeypatch):
         broken = np.full(plan.buffers["logits"].shape, np.nan, np.float32)
         run = backend._run
 
-        def poisoned(recorded):
-            if recorded is plan.chooser:
-                backend.device.upload(plan.buffers["logits"].memory.address, broken)
-            run(recorded)
+        def poisoned(*recorded):
+            for one in recorded:
+                if one is plan.chooser:
+                    backend.device.upload(plan.buffers["logits"].memory.address, broken)
+                run(one)
 
         monkeypatch.setattr(backend, "_run", poisoned)
         assert session.choose(3, lambda: sampler.request([], 0)) is None
