@@ -88,7 +88,9 @@ def readme() -> str:
     for m in MODELS.values():
         lines.append(f"| {m.name} | {' | '.join(f'{predicted(m, r) / 1e6:,.1f}' for r in RECIPES)} |")
     rows = ((r, predicted(MODELS["mamba2-8b"], r), theirs) for r, theirs in PUBLISHED_8B.items())
-    ratios = ", ".join(f"{r} {ours / 1e6:,.1f} to {theirs / 1e6:,.1f} MB ({ours / theirs - 1:+.1%})" for r, ours, theirs in rows)
+    ratios = ", ".join(
+        f"{r} {ours / 1e6:,.1f} to {theirs / 1e6:,.1f} MB ({ours / theirs - 1:+.1%})" for r, ours, theirs in rows
+    )
     lines += [
         "",
         f"Beside the files of Mamba2-8B that the authors of Quamba2 publish: {ratios}.",
