@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from quamba_edge.backends import cubin
+from quamba_edge.backends.cuda_device import Address
+from quamba_edge.backends.cuda_load import SEGMENT
 from quamba_edge.backends.cuda_pieces import Pieces, supported
-from quamba_edge.backends.cuda_plan import SEGMENT, Address, CudaBackend
+from quamba_edge.backends.cuda_plan import CudaBackend
 from quamba_edge.backends.launch import Launch
 from quamba_edge.errors import BadUsage, Missing
 
@@ -114,7 +116,7 @@ class PycudaMemory:
 
 
 class PycudaDevice:
-    """The first GPU.  See cuda_plan.Device."""
+    """The first GPU.  See cuda_device.Device."""
 
     def __init__(self) -> None:
         import pycuda.driver as cuda

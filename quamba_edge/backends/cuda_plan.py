@@ -1,25 +1,24 @@
-"""The CUDA backend above the driver: memory, weights in segments, one graph for each recorded program.
+"""The CUDA backend above the driver: memory, one graph for each recorded program, tokens chosen where the logits are.
 
-What touches the driver is a `Device` (backends/cuda.py has the one for pycuda; the tests have one that runs the kernels on the CPU), so that
-the order of calls, graph capture and what a failed load leaves behind are tested without a GPU.  A context belongs to one thread: all
-calls of a device are made on a thread of this backend's own.
+What touches the driver is a `Device` (cuda_device.py), so that the order of calls, graph capture and what a failed load (cuda_load.py)
+leaves behind are tested without a GPU.  A context belongs to one thread: all calls of a device are made on a thread of this backend's own.
 """
 
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from quamba_edge import layouts
 from quamba_edge.backends import launch
 from quamba_edge.backends.base import Backend, Block, Weights, check
+from quamba_edge.backends.cuda_device import Address, Device, Memory
+from quamba_edge.backends.cuda_load import Loader
 from quamba_edge.backends.launch import Launch
 from quamba_edge.errors import Missing
 from quamba_edge.layouts import DTYPES
@@ -27,76 +26,7 @@ from quamba_edge.ops.numerics import shape_of
 from quamba_edge.ops.op import Arg
 from quamba_edge.ops.program import Program, Ref, Step
 
-SEGMENT = 256 << 20  # some Tegra drivers refuse larger allocations while much is free (L4T 36.4.7)
-ALIGNED = 256  # bytes
-KEPT_FREE = 400 << 20  # what the rest of a board that shares its memory needs not to swap
-
 T = TypeVar("T")
-
-
-class Device(Protocol):
-    """One GPU, one context, one stream.  Every method is called on the same thread."""
-
-    def alloc(self, nbytes: int) -> Any:
-        """Zeroed device memory with an int `address`, freed with the object; MemoryError if there is not enough.
-
-        More than SEGMENT comes in pieces at consecutive addresses, where the driver can do that.
-        """
-
-    def free_bytes(self) -> int:
-        """What may still be allocated."""
-
-    def upload(self, address: int, array: np.ndarray) -> None:
-        """Copy a C-order array; done when it returns."""
-
-    def post(self, slot: int, address: int, array: np.ndarray) -> None:
-        """Start copying a small array; the slot, 0 or 1, is free again after the next download or sync."""
-
-    def stream(self, address: int, nbytes: int, read: Callable[[int, np.ndarray], None]) -> None:
-        """Copy what `read(start, buffer)` puts into each of the device's buffers, in order; one is filled while another is copied."""
-
-    def download(self, address: int, array: np.ndarray) -> None:
-        """Fill an array, after everything that was launched."""
-
-    def copy(self, to: int, source: int, nbytes: int) -> None:
-        """Start a copy within the device: what its memory's speed is measured by."""
-
-    def launch(self, what: Launch, arguments: list[object]) -> None:
-        """Start a kernel.  Pointers are ints that come as `Address`."""
-
-    def capture(self, work: Callable[[], None]) -> Any:
-        """The launches of `work`, not run, as a graph."""
-
-    def replay(self, graph: Any) -> None:
-        """Start a graph."""
-
-    def mark(self, end: bool) -> None:
-        """Note the time when the stream comes here, as the beginning or the end of a run."""
-
-    def seconds(self) -> float:
-        """Between the last two marks, waiting for the second."""
-
-    def sync(self) -> None:
-        """Wait for everything."""
-
-
-class Memory:
-    """Device memory, freed on the device's thread wherever the last reference to it goes."""
-
-    def __init__(self, thread: ThreadPoolExecutor, raw: Any):
-        self.address: int = raw.address
-        weakref.finalize(self, _free, thread, [raw]).atexit = False
-
-
-def _free(thread: ThreadPoolExecutor, raw: list[Any]) -> None:
-    try:
-        thread.submit(raw.clear)
-    except RuntimeError:
-        pass  # the interpreter ends, and the driver takes everything back
-
-
-class Address(int):
-    """A pointer among a kernel's arguments."""
 
 
 @dataclass
@@ -116,14 +46,6 @@ class Chooser(Recorded):
     arrays: dict[str, Block] = field(default_factory=dict)
 
 
-@dataclass
-class Resident:
-    """A bundle's weights on the device: name to address, and the segments that hold them."""
-
-    places: dict[str, int] = field(default_factory=dict)
-    segments: list[Any] = field(default_factory=list)
-
-
 class CudaBackend(Backend):
     """`open_device` is called once, on the backend's thread."""
 
@@ -132,7 +54,7 @@ class CudaBackend(Backend):
     def __init__(self, open_device: Callable[[], Device]):
         self._thread = ThreadPoolExecutor(1, "cuda")
         self.device = self._do(open_device)
-        self._resident: weakref.WeakKeyDictionary[Any, Resident] = weakref.WeakKeyDictionary()
+        self.loader = Loader(self.device, self._alloc)
 
     def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         return self._thread.submit(work, *arguments).result()
@@ -162,7 +84,7 @@ class CudaBackend(Backend):
         memory = {("buffer", n): b for n, b in buffers.items()} | {("state", n): b for n, b in states.items()}
         what = [launch.launch(step.op, step.sizes, _state_of(step, memory)) for step in program.steps]  # or Missing
         names = {ref.name for step in program.steps for ref in step.args.values() if ref.kind == "weight"}
-        places = self._do(self._load, weights, names, {}, _silent)
+        places = self._do(self.loader.load, weights, names, {}, lambda done, total: None)
         bound = [_arguments(step, places, memory) for step in program.steps]
         return Recorded(list(zip(what, bound, strict=True)), [weights, memory])
 
@@ -170,49 +92,7 @@ class CudaBackend(Backend):
         self, weights: Weights, others: Callable[[], Mapping[str, int]], progress: Callable[[int, int], None]
     ) -> None:
         names = set(weights.manifest.tensors) - {"tokenizer.json"}
-        self._do(self._load, weights, names, others(), progress)
-
-    def _load(
-        self, weights: Weights, names: set[str], others: Mapping[str, int], progress: Callable[[int, int], None]
-    ) -> dict[str, int]:
-        """Addresses of all these tensors; those that are not on the device yet are brought there, or none of them."""
-        resident = self._resident.get(weights, Resident())
-        # In the file's order, so that it is read from its beginning to its end.
-        absent = {n: _stored_bytes(t) for n, t in weights.manifest.tensors.items() if n in names - set(resident.places)}
-        need = sum(_room(n) for n in absent.values())
-        if not absent:
-            return resident.places
-        free = self.device.free_bytes()
-        self._admit({"weights": need, **others}, free)
-        segments = _segments([(n, _room(size)) for n, size in absent.items()])
-        try:  # memory first, so that a failure comes before any reading
-            memory = [self._alloc(sum(size for _, size in segment)) for segment in segments]
-        except MemoryError:
-            raise Missing(
-                f"the GPU has no {need / 1e9:.2f} GB in pieces of {SEGMENT >> 20} MB although {free / 1e9:.2f} are free: restart the "
-                "board, or update it if it is L4T 36.4.7 (`quamba-edge doctor`)"
-            ) from None
-        placed, done, total = {}, 0, sum(absent.values())
-        for block, segment in zip(memory, segments, strict=True):
-            address = block.address
-            for name, size in segment:
-                self.device.stream(address, absent[name], _told(_reader(weights, name), progress, done, total))
-                placed[name] = address
-                address, done = address + size, done + absent[name]
-        resident.places |= placed
-        resident.segments += memory
-        self._resident[weights] = resident
-        return resident.places
-
-    def _admit(self, parts: Mapping[str, int], free: int) -> None:
-        """Missing unless all of it fits, with what the rest of the machine needs left over: swapping would cost seconds a token."""
-        need, room = sum(parts.values()), max(0, free - KEPT_FREE)
-        if need > room:
-            words = ", ".join(f"{name} {nbytes / 1e9:.2f}" for name, nbytes in parts.items())
-            raise Missing(
-                f"the model needs {need / 1e9:.2f} GB of GPU memory ({words}), {room / 1e9:.2f} GB can be had: close other programs (a "
-                "desktop holds up to 0.9 GB), or pack with fewer bits"
-            )
+        self._do(self.loader.load, weights, names, others(), progress)
 
     def run(self, recorded: Recorded) -> None:
         self._do(self._run, recorded)
@@ -295,51 +175,6 @@ class CudaBackend(Backend):
 
     def elapsed(self) -> float:
         return self._do(self.device.seconds)
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is told."""
-
-
-def _stored_bytes(tensor: Any) -> int:
-    """Bytes of a tensor of the manifest, as it lies on the device (and in the file, unless that is stored narrower)."""
-    dtype, shape = layouts.stored_spec(layouts.as_read(tensor.layout), tensor.dtype, tuple(tensor.shape))
-    return math.prod(shape) * np.dtype(np.uint32 if dtype == "u32" else DTYPES[dtype]).itemsize
-
-
-def _reader(weights: Weights, name: str) -> Callable[[int, np.ndarray], None]:
-    """What fills a buffer with a tensor's bytes from a place on: past the page cache where the weights are a file."""
-    if hasattr(weights, "stream"):
-        return weights.stream(name)
-    raw = weights.tensor(name).reshape(-1).view(np.uint8)
-    return lambda start, into: np.copyto(into, raw[start : start + into.nbytes])
-
-
-def _told(
-    read: Callable[[int, np.ndarray], None], progress: Callable[[int, int], None], done: int, total: int
-) -> Callable[[int, np.ndarray], None]:
-    def also(start: int, into: np.ndarray) -> None:
-        read(start, into)
-        progress(done + start + into.nbytes, total)
-
-    return also
-
-
-def _room(nbytes: int) -> int:
-    return -(-nbytes // ALIGNED) * ALIGNED
-
-
-def _segments(sizes: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
-    """In order, as many in a segment as fit; a larger tensor has one of its own."""
-    found: list[list[tuple[str, int]]] = []
-    used = SEGMENT
-    for name, size in sizes:
-        if used + size > SEGMENT:
-            found.append([])
-            used = 0
-        found[-1].append((name, size))
-        used += size
-    return found
 
 
 def _state_of(step: Step, memory: Mapping[tuple[str, str], Block]) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from quamba_edge.backends import cuda_plan
-from quamba_edge.backends.cuda_plan import Address
+from quamba_edge.backends import cuda_load
+from quamba_edge.backends.cuda_device import Address
 from quamba_edge.backends.launch import Launch
 from tests.cuda.emulator import Emulator, Pointer
 
@@ -59,7 +59,7 @@ class FakeDevice:
 
     def alloc(self, nbytes: int) -> FakeMemory:
         self.note("alloc", nbytes)
-        if min(nbytes, cuda_plan.SEGMENT) > self.largest or nbytes > self.room - self.used():
+        if min(nbytes, cuda_load.SEGMENT) > self.largest or nbytes > self.room - self.used():
             raise MemoryError
         address, self._next = self._next, self._next + -(-nbytes // 256) * 256
         return FakeMemory(self, address, nbytes)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from quamba_edge import backends
-from quamba_edge.backends import cuda, cuda_plan
+from quamba_edge.backends import cuda, cuda_load
 from quamba_edge.backends.cuda_plan import CudaBackend
 from quamba_edge.bundle.reader import Bundle
 from quamba_edge.errors import BadUsage, HashMismatch, Missing
@@ -39,7 +39,7 @@ def emulator():
 @pytest.fixture(autouse=True)
 def a_segment_for_each_tensor(monkeypatch):
     """The emulator sees a step beyond the end of one, and copies less."""
-    monkeypatch.setattr(cuda_plan, "SEGMENT", 1)
+    monkeypatch.setattr(cuda_load, "SEGMENT", 1)
 
 
 @needs_compiler
@@ -60,8 +60,8 @@ def test_a_model_runs_launch_by_launch_once_and_then_as_a_graph(family, emulator
     """And says, to the bit, what its kernels say without a graph: the second decode step is a replay."""
     tokens = np.random.default_rng(3).integers(0, 4096, 4)
     backend = CudaBackend(lambda: FakeDevice(emulator))
-    found = logits_of(family, backend, tokens, prompt=1)
-    expected = logits_of(family, backends.open_backend("reference"), tokens, prompt=1)
+    found = logits_of(HERE / f"{family}.qedge", backend, tokens, prompt=1)
+    expected = logits_of(HERE / f"{family}.qedge", backends.open_backend("reference"), tokens, prompt=1)
     assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
     names = backend.device.names()
     first = names.index("capture")
@@ -104,12 +104,12 @@ def test_everything_is_given_back_on_the_devices_thread(emulator):
 
 
 def load(device, monkeypatch, segment=1 << 16, others=None):
-    monkeypatch.setattr(cuda_plan, "SEGMENT", segment)
-    monkeypatch.setattr(cuda_plan, "KEPT_FREE", 0)
+    monkeypatch.setattr(cuda_load, "SEGMENT", segment)
+    monkeypatch.setattr(cuda_load, "KEPT_FREE", 0)
     backend, told = CudaBackend(device), []
     bundle = Bundle.open(HERE / "mamba2.qedge")
     backend.load(bundle, lambda: others or {}, lambda done, total: told.append((done, total)))
-    return backend, backend._resident[bundle].places, bundle, told
+    return backend, backend.loader.resident[bundle].places, bundle, told
 
 
 def test_weights_come_in_segments_all_allocated_before_the_first_is_read(monkeypatch):
@@ -121,7 +121,7 @@ def test_weights_come_in_segments_all_allocated_before_the_first_is_read(monkeyp
     assert names.count("alloc") > 3 and names.index("upload") > max(i for i, n in enumerate(names) if n == "alloc")
     sizes = [detail for name, detail in calls if name == "alloc"]
     larger = [s for s in sizes if s > 1 << 16]
-    assert all(any(cuda_plan._room(a.nbytes) == s for a in held.values()) for s in larger)
+    assert all(any(cuda_load._room(a.nbytes) == s for a in held.values()) for s in larger)
     for name, address in places.items():
         at = backend.device.place(address)
         found = at.array[at.offset : at.offset + held[name].nbytes]
@@ -172,7 +172,7 @@ def test_a_damaged_tensor_in_the_middle_of_loading_leaves_nothing(monkeypatch, t
     with Bundle.open(HERE / "mamba2.qedge") as bundle:
         data[bundle.places["layers.1.out_proj.codes"].start + 100] ^= 1
     (tmp_path / "bad.qedge").write_bytes(data)
-    monkeypatch.setattr(cuda_plan, "KEPT_FREE", 0)
+    monkeypatch.setattr(cuda_load, "KEPT_FREE", 0)
     backend = CudaBackend(FakeDevice)
     with Bundle.open(tmp_path / "bad.qedge") as bundle:
         with pytest.raises(HashMismatch, match="layers.1.out_proj.codes"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quamba_edge.backends import cuda, cuda_pieces
-from quamba_edge.backends.cuda_plan import Address
+from quamba_edge.backends.cuda_device import Address
 from quamba_edge.backends.launch import Launch
 from quamba_edge.errors import Missing
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from quamba_edge import backends
-from quamba_edge.backends import cuda_plan, launch
+from quamba_edge.backends import cuda_load, launch
 from quamba_edge.backends.cuda_plan import CudaBackend
 from quamba_edge.bundle.reader import Bundle
 from quamba_edge.errors import CheckFailed, Missing
@@ -115,7 +115,7 @@ def test_requests_that_no_backend_should_get():
 def test_a_backend_that_chooses_says_what_the_host_would(emulator, monkeypatch):
     """Four bytes come back for each token after the first; logits only when somebody asks; other sessions do not disturb."""
     sampling = Sampling(temperature=0.9, top_p=0.9, repetition_penalty=1.2, seed=3)
-    monkeypatch.setattr(cuda_plan, "SEGMENT", 1)
+    monkeypatch.setattr(cuda_load, "SEGMENT", 1)
     backend = CudaBackend(lambda: FakeDevice(emulator))
     with Bundle.open(HERE / "mamba2.qedge") as bundle:
         tokenizer = Tokenizer(bundle.tokenizer_json())
@@ -141,7 +141,7 @@ def test_a_backend_that_chooses_says_what_the_host_would(emulator, monkeypatch):
 
 
 def test_broken_logits_are_the_hosts_to_say(emulator, monkeypatch):
-    monkeypatch.setattr(cuda_plan, "SEGMENT", 1)
+    monkeypatch.setattr(cuda_load, "SEGMENT", 1)
     backend = CudaBackend(lambda: FakeDevice(emulator))
     with Bundle.open(HERE / "mamba2.qedge") as bundle:
         session = Session(Engine(bundle, backend))
