@@ -6,7 +6,7 @@ A trial costs one forward pass on the runtime's own engine, so what is measured 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,9 @@ class Objective:
     def engine(self, bundle: Any) -> Engine:
         return Engine(bundle, self.backend, self.state_dtype)
 
-    def measure(self, given: Assignment) -> Measure:
-        return mean(divergences(self.engine(self.store.mix(given)), self.store.source))
+    def measure(self, given: Assignment, ends: Mapping[str, str] | None = None) -> Measure:
+        """`ends` as Store.mix takes them."""
+        return mean(divergences(self.engine(self.store.mix(given, ends)), self.store.source))
 
     def kl(self, given: Assignment) -> float:
         return self.measure(given).kl

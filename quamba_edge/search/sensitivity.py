@@ -55,6 +55,7 @@ def sensitivity(
 ) -> Sensitivity:
     """Measure every place and choice of a space whose uniform 16-bit form is in the store too."""
     fixed = space.uniform(FIXED, FIXED)
+    tied = next(iter(objective.store.bundles.values())).config.tie_embeddings
     jobs: list[tuple[str, str, Callable[[], Measure]]] = []
 
     def add(place: str, choice: str, given: dict[str, str]) -> None:
@@ -66,6 +67,8 @@ def sensitivity(
             add(f"layers.{i}", choice, {f"layers.{i}": choice})
     for mode in space.ends:
         add(ENDS, mode, {ENDS: mode})
+        for part in () if tied else ("embedding", "head"):
+            jobs.append((part, mode, lambda part=part, mode=mode: objective.measure(fixed, {part: mode})))  # type: ignore[misc]
     for dtype in states:
         for i in range(space.n_layer):
             jobs.append(
@@ -84,7 +87,7 @@ def sensitivity(
 
 def table(found: Sensitivity) -> str:
     """For people: a line a layer, a column a choice; thousandths of a nat."""
-    choices = list(dict.fromkeys(r.choice for r in found.rows if r.place != ENDS))
+    choices = list(dict.fromkeys(r.choice for r in found.rows if r.place.startswith("layers")))
     by = {(r.place, r.choice): r for r in found.rows}
     head = f"{found.checkpoint}: KL from the source in thousandths of a nat a token, of one part alone quantized"
     told = f"{found.positions} positions in {found.windows} windows, {found.backend} backend; nothing quantized: {1e3 * found.floor.kl:.4f}"
@@ -92,8 +95,10 @@ def table(found: Sensitivity) -> str:
     for place in [*(f"layers.{i}" for i in range(found.layers)), "all"]:
         cells = (by.get((place, c)) for c in choices)
         lines.append(f"{place:10s}" + "".join(f"{1e3 * r.kl:12.4f}" if r else f"{'':12s}" for r in cells))
+    for place in dict.fromkeys(r.place for r in found.rows if r.place in (ENDS, "embedding", "head")):
+        said = ", ".join(f"{r.choice} {1e3 * r.kl:.4f}" for r in found.rows if r.place == place)
+        lines.append(f"{place:10s}   {said}")
     lines += [
-        f"{ENDS:10s}" + ", ".join(f"{r.choice} {1e3 * r.kl:.4f}" for r in found.rows if r.place == ENDS),
         "ends: embedding and head; all: every layer, the ends and states in 16 bits",
     ]
     return "\n".join(lines)

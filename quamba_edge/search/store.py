@@ -15,7 +15,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,9 +49,9 @@ class Store:
     source: source.Source
     job: dict[str, Any]
 
-    def mix(self, given: Assignment) -> Mix:
-        """The model of an assignment."""
-        where = dict.fromkeys(("embedding", "head"), self.ends[given[ENDS]])
+    def mix(self, given: Assignment, ends: Mapping[str, str] | None = None) -> Mix:
+        """The model of an assignment; `ends` may give "embedding" or "head", where they are two matrices, a mode of its own."""
+        where = {part: self.ends[(ends or {}).get(part, given[ENDS])] for part in ("embedding", "head")}
         for place, name in given.items():
             if place != ENDS:
                 modes = Choice.parse(name).modes
