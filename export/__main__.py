@@ -1,7 +1,7 @@
 """Pack published models: `python -m export mamba2-2.7b w4a8 w8a8`.  What it runs are plain quamba-edge commands, printed first.
 
-For each recipe: pack with a model card beside the bundle, compare its size with what was predicted, verify.  `--dry-run` only prints,
-and needs neither a network nor the weights.
+For each recipe: pack with a model card beside the bundle, compare its size with what was predicted, verify.  `--dry-run` only
+prints, and needs neither a network nor the weights.
 """
 
 from __future__ import annotations
@@ -108,9 +108,10 @@ Written by `python -m export --readme` from [models.py](models.py).
     python -m export storyteller-mamba2-5m w4a8               # an embedded model: nothing to download
     python -m export mamba-130m w8a8 -- --seed 3              # what follows -- goes to pack
 
-Bundles go to `bundles/` (`-o DIR`), each with a model card beside it: source, licence, recipe, calibration, perplexity of source and bundle
-as measured on held-out text, sha256. A recipe may be a JSON file, such as a per-layer mix. Every step is a `quamba-edge` command that
-is printed before; `--resume` goes on where a run was stopped. Licences are those that the sources state; a bundle is a copy of the weights.
+Bundles go to `bundles/` (`-o DIR`), each with a model card beside it: source, licence, recipe, calibration, perplexity of source
+and bundle as measured on held-out text, sha256. A recipe may be a JSON file, such as a per-layer mix. Every step is a `quamba-edge`
+command that is printed before; `--resume` goes on where a run was stopped. Licences are those that the sources state; a bundle is a
+copy of the weights.
 """
 
 # Of their files on the Hugging Face Hub; W4AX, their mix of the two, has 4,247,971,564.
@@ -121,8 +122,9 @@ tokenizer, which theirs leaves out; a mix of both recipes lies between them, sin
 """
 
 SIZES = """
-Bytes of the bundle in MB (10^6), tokenizer included, as `quamba-edge plan` says them from dimensions and recipe; an export whose file differs
-by more than 1 % fails. Embedding and head have 8 bits below 1B parameters, in every mode but w16a16; tied ones are one matrix.
+Bytes of the bundle in MB (10^6), tokenizer included, as `quamba-edge plan` says them from dimensions and recipe; an export whose
+file differs by more than 1 % fails. Embedding and head have 8 bits below 1B parameters, in every mode but w16a16; tied ones are one
+matrix.
 """
 
 

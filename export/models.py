@@ -1,7 +1,7 @@
 """The models that this version packs: where each lies, under which licence, with whose tokenizer.
 
-Dimensions are quamba_edge/models/published.py's.  Licences are those that the models' pages on the Hugging Face Hub state, as of November
-2026; a bundle is a copy of the weights, so who passes one on should read the licence again.
+Dimensions are quamba_edge/models/published.py's.  Licences are those that the models' pages on the Hugging Face Hub state, as far as
+copies of these pages show; a bundle is a copy of the weights, so who passes one on should read the licence again.
 """
 
 from __future__ import annotations

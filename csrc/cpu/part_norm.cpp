@@ -1,7 +1,7 @@
 /* x / sqrt(mean(x^2) + eps) within each part of a row, in place.
  *
- * A chunk is a few rows.  Falcon-Mamba's B and C are 2 parts of 16 values: a decode step reads and writes 128 bytes, so what it
- * costs is starting the op, once a layer. */
+ * A chunk is a few rows.  Falcon-Mamba's B and C are 2 parts of 16 values: a decode step reads and writes 128 bytes, so
+ * what it costs is starting the op, once a layer. */
 #include "rows.h"
 
 namespace quamba {

@@ -139,7 +139,7 @@ class Checkpoint:
             for file, entry in [self._stored[source], *([self._stored[name]] if name in self._stored else [])]:
                 if entry.shape != shape:
                     raise BadCheckpoint(
-                        f"{file.path}: {entry.name} has shape {list(entry.shape)}, expected {list(shape)} by the model's dimensions"
+                        f"{file.path}: {entry.name} has shape {list(entry.shape)}, expected {list(shape)} by the dimensions"
                     )
                 if entry.dtype not in FLOATS:
                     raise BadCheckpoint(
@@ -149,7 +149,7 @@ class Checkpoint:
         for name, (file, _) in stored.items():
             more = f" and {len(stored) - 1} more" if len(stored) > 1 else ""
             raise BadCheckpoint(
-                f"{file.path}: {name}{more}: expected no such tensor in a model of these dimensions; without it the model would be another"
+                f"{file.path}: {name}{more}: expected no such tensor in such a model; without it the model would be another"
             )
 
     def _digest(self, files: list[TensorFile]) -> str:

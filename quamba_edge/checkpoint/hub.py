@@ -1,8 +1,8 @@
 """Where a checkpoint is, and what kind: name or folder to a local folder, dialect and architecture of its config.json.
 
-Two dialects describe the same models in a config.json.  state-spaces (mamba_ssm) says `d_model`, `n_layer`, and hides the architecture
-in `ssm_cfg.layer`; transformers says `hidden_size`, `num_hidden_layers`, and `model_type`.  Mistral has a params.json instead, Megatron-LM
-(megatron.py) no such file.
+Two dialects describe the same models in a config.json.  state-spaces (mamba_ssm) says `d_model`, `n_layer`, and hides the
+architecture in `ssm_cfg.layer`; transformers says `hidden_size`, `num_hidden_layers`, and `model_type`.  Mistral has a params.json
+instead, Megatron-LM (megatron.py) no such file.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def tokenizer_of(given: str | Path) -> Path:
     except Exception as e:  # its HTTP client's, which differ by version
         reason = (str(e).strip().splitlines() or ["no reason given"])[0][:200]
         raise Missing(
-            f"--tokenizer {given} is no file here, and its tokenizer.json did not come from the Hugging Face Hub ({reason}); where there is "
-            f"network: hf download {given} tokenizer.json --local-dir DIR, and give that file"
+            f"--tokenizer {given} is no file here, and its tokenizer.json did not come from the Hugging Face Hub ({reason}); where "
+            f"there is network: hf download {given} tokenizer.json --local-dir DIR, and give that file"
         ) from None
 
 
@@ -165,7 +165,8 @@ def _kind(raw: Fields) -> tuple[str, str]:
     if model_type not in ("mamba", "mamba2"):
         why = f" ({NOT_THESE[model_type]})" if isinstance(model_type, str) and model_type in NOT_THESE else ""
         raise BadCheckpoint(
-            f"config.json: model_type is {model_type!r}, expected mamba, mamba2 or falcon_mamba: other architectures{why} are not supported"
+            f"config.json: model_type is {model_type!r}, expected mamba, mamba2 or falcon_mamba: other architectures{why} are "
+            "not supported"
         )
     return str(model_type), "transformers"
 

@@ -1,11 +1,12 @@
-"""Megatron-LM's checkpoint of a Mamba2 model, such as NVIDIA's mamba2-8b-3t-4k: one pickled file, weights among training arguments.
+"""Megatron-LM's checkpoint of a Mamba2 model, such as NVIDIA's mamba2-8b-3t-4k: a pickle of weights and training arguments.
 
     latest_checkpointed_iteration.txt        "release", or an iteration's number
     release/mp_rank_00/model_optim_rng.pt    {"model": state dict, "args": Namespace, ...}
     NAME.model                               the SentencePiece tokenizer (spm.py)
 
-There is no config.json: the dimensions are those of the tensors.  torch's restricted unpickler reads the file; classes of Megatron and
-of libraries around it become dead objects of one class here, nothing is imported or called, and any other name is refused.
+There is no config.json: the dimensions are those of the tensors.  torch's restricted unpickler reads the file; classes of
+Megatron and of libraries around it become dead objects of one class here, nothing is imported or called, and any other name is
+refused.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Dead:
 
 
 class MegatronFile(BinFile):
-    """The tensors under "model" of a .pt file, by Megatron's names; `args` are its training arguments, as far as they are plain."""
+    """The tensors under "model" of a .pt file, by Megatron's names; `args` are its training arguments, where they are plain."""
 
     def __init__(self, path: Path):
         self.args: dict[str, Any] = {}

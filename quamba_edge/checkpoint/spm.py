@@ -1,11 +1,11 @@
 """A SentencePiece model as the tokenizer.json that bundles carry: the same ids for the same text.
 
-NVIDIA's 8B and Mistral's Codestral-Mamba come with one.  The file is a protocol buffer (sentencepiece_model.proto): pieces in the order
-of their ids, and how text is normalized before.  Both algorithms have their like in `tokenizers`: Unigram takes pieces and scores as
-they are; BPE wants pairs in order, which are the ways of cutting each piece into two others, those of the best score first.
+NVIDIA's 8B and Mistral's Codestral-Mamba come with one.  The file is a protocol buffer (sentencepiece_model.proto): pieces in the
+order of their ids, and how text is normalized before.  Both algorithms have their like in `tokenizers`: Unigram takes pieces and
+scores as they are; BPE wants pairs in order, which are the ways of cutting each piece into two others, those of the best score first.
 
-Text becomes what SentencePiece's encode() makes of it.  Unlike there, spelled control tokens such as "[INST]" become their ids; what follows
-one, or a user-defined symbol, begins like a text of its own, as mistral-common has it.
+Text becomes what SentencePiece's encode() makes of it.  Unlike there, spelled control tokens such as "[INST]" become their ids;
+what follows one, or a user-defined symbol, begins like a text of its own, as mistral-common has it.
 """
 
 from __future__ import annotations

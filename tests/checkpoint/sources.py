@@ -1,4 +1,4 @@
-"""Small checkpoints in the layouts of their publishers: Megatron-LM's pickle, Mistral's params.json, each with a SentencePiece model."""
+"""Small checkpoints as their publishers lay them out: Megatron-LM's pickle, Mistral's params.json, with a SentencePiece model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def grouped(**more: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def write_megatron(folder: Path, config: Any, weights: dict[str, torch.Tensor], **more: Any) -> Path:
-    """The file that Megatron-LM saves: args with its own classes, states of Transformer Engine, an optimizer; `more` goes beside."""
+    """The file that Megatron-LM saves: args with its own classes, states of Transformer Engine; `more` goes beside."""
     names = {
         "backbone.embedding.weight": "embedding.word_embeddings.weight",
         "backbone.norm_f.weight": "decoder.final_norm.weight",
