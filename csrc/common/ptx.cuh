@@ -5,7 +5,8 @@
  *     b[0], b[1]   column g of B, word t of the first and of the second half of k
  *     c[0], c[1]   row g, columns 2 t and 2 t + 1;  c[2], c[3]  row g + 8
  * and of m16n8k8 (tf32: floats whose last 13 bits are ignored), with c the same:
- *     a[0], a[1]   rows g, g + 8, column t;  a[2], a[3]  the same, column t + 4;  b[0], b[1]  rows t, t + 4, column g */
+ *     a[0], a[1]   rows g, g + 8, column t;  a[2], a[3]  the same, column t + 4
+ *     b[0], b[1]   rows t, t + 4, column g */
 #pragma once
 #include "device.cuh"
 
@@ -167,8 +168,8 @@ __device__ inline void ldmatrix_transposed(uint32_t (&r)[4], const void* row) {
                  : "memory");
 }
 
-/* 16 bytes from global to shared memory, past the L1, while the thread goes on; zeros where `from` is null.  Copies up to
- * copies_end() are a group; copies_wait<LEFT>() waits for this thread's own but the LEFT latest groups. */
+/* 16 bytes from global to shared memory, past the L1, while the thread goes on; zeros where `from` is null.  Copies up
+ * to copies_end() are a group; copies_wait<LEFT>() waits for this thread's own but the LEFT latest groups. */
 __device__ inline void copy_async(void* to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :

@@ -138,7 +138,8 @@ __device__ inline void linear_chunk(const typename Kind::X* x, const float* x_sc
                 for (int i = 0; i < 4; i++) {
                     const float factor = __half2float(scale[2 * pair + i / 2]);
 #pragma unroll
-                    for (int tile = 0; tile < TILES; tile++) sum[tile][pair][i] += factor * value_of(part[tile][pair][i]);
+                    for (int tile = 0; tile < TILES; tile++)
+                        sum[tile][pair][i] += factor * value_of(part[tile][pair][i]);
                 }
         }
     }
@@ -196,7 +197,8 @@ extern "C" __global__ void __launch_bounds__(128, 2)
 }
 
 extern "C" __global__ void __launch_bounds__(128, 2)
-    linear_w8a16_x64(const half* x, const uint32_t* codes, const float* scales, float* y, int M, int N, int K, int add) {
+    linear_w8a16_x64(const half* x, const uint32_t* codes, const float* scales, float* y, int M, int N, int K,
+                     int add) {
     quamba::linear_chunk<quamba::W8A16>(x, nullptr, codes, scales, y, M, N, K, K, add);
 }
 

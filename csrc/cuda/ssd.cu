@@ -5,8 +5,8 @@
  * an element with f16, 4.2 MB a layer at H = 128, P = 64, N = 128 (Mamba2-8B), where the layer's matrices are 57 MB
  * with 4 bits.
  *
- * A few tokens are the same recurrence, token by token, on the ordinary cores: 2 N P multiply-adds and P sums over a warp
- * for each head and token.  From 16 tokens on ssd_chunk.cu does it as matrix products. */
+ * A few tokens are the same recurrence, token by token, on the ordinary cores: 2 N P multiply-adds and P sums over a
+ * warp for each head and token.  From 16 tokens on ssd_chunk.cu does it as matrix products. */
 #include "../common/state.cuh"
 
 namespace quamba {

@@ -8,7 +8,7 @@
  *
  * Split: a block is 64 rows p of a head, a warp 16 of them with all N columns, which stay in registers as an mma's
  * sums from the first token to the last and are rounded once; grid (P / 64, H, S).  Q tokens go by at a time: the
- * products with s and those into s take 2 N P multiply-adds a token whatever Q is, M and its product Q (N + P) / 2 more.
+ * products with s and those into s take 2 N P multiply-adds a token whatever Q is, M and its product Q (N + P) / 2.
  *
  * Numbers are tf32 in two terms (the value rounded to 11 bits, and what is left of it): three mma for each product of
  * floats, with errors of 2^-22 of each, as plain f32 sums have.  One term, or f16, would be a thousand times coarser.

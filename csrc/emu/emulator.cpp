@@ -1,4 +1,5 @@
-/* Runs single kernels that it is told to run: a program of its own, so that AddressSanitizer sees every byte it touches.
+/* Runs single kernels that it is told to run: a program of its own, so that AddressSanitizer sees every byte it
+ * touches.
  *
  * On standard input come launches; on standard output goes, for each, a "!" and the buffers as the kernel left them
  * (tests/cuda/emulator.py is the other end).  Every buffer is an allocation of exactly its size: one element beyond

@@ -14,9 +14,10 @@ from tests.cuda.emulator import Emulator, build
 from tests.cuda.fake_device import FakeDevice
 from tests.golden.make import HERE
 from tests.gpu import check as module
-from tests.gpu import random_bundle, tables
-from tests.gpu.check import Check, check_all
+from tests.gpu import measures, random_bundle, tables
+from tests.gpu.check import check_all
 from tests.gpu.measures import Load
+from tests.gpu.steps import Check
 from tests.native.build import why_not
 
 needs_compiler = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -32,7 +33,7 @@ def tiny(family: str):
 @needs_compiler
 def test_every_step_that_needs_no_driver(tmp_path, monkeypatch):
     monkeypatch.setattr(cuda_load, "SEGMENT", 1)
-    monkeypatch.setattr(module.measures, "REPEATS", 1)
+    monkeypatch.setattr(measures, "REPEATS", 1)
     emulator, opened = Emulator(build()), []
 
     def fake():
