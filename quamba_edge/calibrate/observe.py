@@ -17,6 +17,13 @@ LINEARS = ("in_proj", "out_proj", "dt_proj")  # taps on the inputs of linears; x
 MARGIN = 1e-3
 
 
+# Magnitudes are counted by their logarithm: OCTAVE bins for a factor of two, from 2^LOW to 2^HIGH.
+OCTAVE, LOW, HIGH = 32, -30, 34
+PART = 1 << 20  # values counted at once
+# Shares of the largest magnitude that a static scale may cover, from which `searched_scale` takes the best.
+REACHES = tuple(0.95**k for k in range(48))  # down to 9 %
+
+
 class Observer:
     """Largest magnitudes and Hessians, over everything that passes.  Of x, the `percentile` of each channel's magnitudes,
     averaged over batches, where that is below 100 (Quamba, section 4.2: the SSM's input is what outliers hurt).
@@ -24,16 +31,22 @@ class Observer:
     peak[name]     in_proj, out_proj, dt_proj: (1); x: (E); B, C: (g*N) or (N); state: shape of one state
     moments[site]  sum over tokens of v v^T for the inputs of a linear, (K, K), where `wanted` says "gptq", or its
                    diagonal alone, (K), where it says "rtn"
+    counts[name]   `count` of the linears' inputs named in `spread`
     """
 
     def __init__(
-        self, rotate_out: Callable[[Tensor], Tensor], wanted: Mapping[str, str] | None = None, percentile: float = 100.0
+        self,
+        rotate_out: Callable[[Tensor], Tensor],
+        wanted: Mapping[str, str] | None = None,
+        percentile: float = 100.0,
+        spread: Collection[str] = (),
     ):
         self.rotate_out = rotate_out
         self.wanted = wanted or {}
-        self.percentile = percentile
+        self.percentile, self.spread = percentile, spread
         self.peak: dict[str, Tensor] = {}
         self.moments: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
         self.states = 0  # seen
         self._quantiles: list[Tensor] = []  # of x, one per batch
 
@@ -42,6 +55,9 @@ class Observer:
             value = self.rotate_out(value)
         if name in LINEARS:
             self._raise(name, value.reshape(-1, 1))
+            if name in self.spread:
+                counted = count(value)
+                self.counts[name] = self.counts[name].add_(counted) if name in self.counts else counted
         elif name == "x" and self.percentile < 100:
             self._average_quantile(value.flatten(0, 1))
         elif name in ("x", "B", "C", "state"):
@@ -97,6 +113,31 @@ class Lack:
 def scale_of(peak: Tensor) -> Tensor:
     """Static int8 scales, f32: peak / 127, no channel finer than MARGIN of the coarsest."""
     return (peak.clamp_min((peak.max() * MARGIN).clamp_min(1e-8)) / 127).float()
+
+
+def count(value: Tensor) -> Tensor:
+    """How the magnitudes of value (..., K) spread over logarithmic bins: f64 (bins).  Every token weighs the same: its
+    magnitudes count by one over their mean square, so that an error matters by its share of the token that it is in."""
+    bins, total = (HIGH - LOW) * OCTAVE, torch.zeros((HIGH - LOW) * OCTAVE, dtype=torch.float64)
+    for tokens in value.reshape(-1, value.shape[-1]).split(max(1, PART // value.shape[-1])):
+        weight = tokens.square().mean(1, keepdim=True).clamp_min(1e-12).reciprocal().expand_as(tokens)
+        at = tokens.abs().clamp_(2.0**LOW, 2.0**HIGH).log2_().sub_(LOW).mul_(OCTAVE).int().clamp_(max=bins - 1)
+        total += torch.bincount(at.flatten(), weight.flatten().double(), bins)
+    return total
+
+
+def searched_scale(peak: Tensor, counts: Tensor) -> Tensor:
+    """The static int8 scale (1), f32, of least squared error for magnitudes up to `peak` that are spread as `count` says.
+
+    A scale that covers the largest value wastes codes where that is rare: what enters Mamba1's out_proj has no norm before it, and
+    a few tokens of it are much larger than the others.
+    """
+    edges = torch.linspace(LOW, HIGH, len(counts) + 1, dtype=torch.float64)
+    middle = ((edges[:-1] + edges[1:]) / 2).exp2()
+    scales = scale_of(peak).double() * torch.tensor(REACHES, dtype=torch.float64)[:, None]  # (reaches, 1)
+    rounded = torch.minimum(middle.square(), scales.square() / 12)
+    errors = torch.where(middle > 127.5 * scales, (middle - 127 * scales).square(), rounded) @ counts
+    return scales[errors.argmin()].float()
 
 
 def fake_quant(value: Tensor, scale: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quamba_edge import layouts
-from quamba_edge.calibrate.observe import scale_of
+from quamba_edge.calibrate.observe import count, scale_of, searched_scale
 from quamba_edge.quant import site
 from quamba_edge.quant.gptq import inverse_factor
 from quamba_edge.quant.hadamard import rotate, unrotate
@@ -88,14 +88,17 @@ def observe_head(
     stream: Tensor, config: Any, recipe: Recipe, norm_weight: Tensor, act: int, hessian: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Static scale (1) of the head's input, and the GPTQ factor (D, D) of its Hessian where asked for."""
+    counts = torch.zeros((), dtype=torch.float64)
     peak, moments = torch.zeros(1), torch.zeros(config.d_model, config.d_model) if hessian else None
     for sequence in stream:
         x = head_input(sequence, config, recipe, norm_weight)
         peak = torch.maximum(peak, x.abs().max())
+        counts = counts + count(x) if recipe.act_search and act == 8 else counts
         if moments is not None:
             moments += x.T @ x
     check_input("head", float(peak), act)
-    return scale_of(peak), None if moments is None else inverse_factor(moments)
+    scale = searched_scale(peak, counts) if counts.ndim else scale_of(peak)
+    return scale, None if moments is None else inverse_factor(moments)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quamba_edge.calibrate.observe import STATE_REACH, FakeQuant, Lack, Observer, scale_of, state_scales
+from quamba_edge.calibrate.observe import STATE_REACH, FakeQuant, Lack, Observer, scale_of, searched_scale, state_scales
 from quamba_edge.errors import BadCheckpoint, BadRecipe
 from quamba_edge.quant import cluster, site
 from quamba_edge.quant.gptq import inverse_factor, repaired
@@ -68,14 +68,16 @@ def quantize_layer(
     wanted = {name: scheme.method for name, scheme in schemes.items() if scheme.bits < 16}
     aims = [] if source is None else [name for name in REPAIRED if repairs(recipe, schemes[name])]
     run_layer(block, exact, lambda tap, v: rotate_out(v) if tap == "out_proj" else v, out=exact)
-    first = Lack(Observer(rotate_out, {n: m for n, m in wanted.items() if n == "in_proj"}), aims)
+    spread = [name for name, scheme in schemes.items() if scheme.act == 8] if recipe.act_search else []
+    methods = {"in_proj": wanted.pop("in_proj")} if "in_proj" in wanted else {}
+    first = Lack(Observer(rotate_out, methods, spread=spread), aims)
     observe_in_proj(block, stream, source, first)
     check_observed(i, first.observer.peak, {"in_proj": schemes["in_proj"]})
     exact_block = None
     if source is not None:
         kept = {"mixer.in_proj.weight": weights["mixer.in_proj.weight"].clone()}
         exact_block = make_block(family, config, weights | kept)
-    made, scales = QuantizedLayer([], {}), activation_scales(first.observer.peak, schemes)
+    made, scales = QuantizedLayer([], {}), activation_scales(first.observer, schemes)
 
     def finish(name: str, seen: Lack) -> None:
         w, scheme = weights[f"mixer.{name}.weight"], schemes[name]
@@ -88,14 +90,14 @@ def quantize_layer(
             made.tensors.append((f"{name}.in_scale", "row", in_scale.numpy()))
 
     finish("in_proj", first)
-    observer = Observer(rotate_out, {n: m for n, m in wanted.items() if n != "in_proj"}, recipe.percentile)
+    observer = Observer(rotate_out, wanted, recipe.percentile, spread)
     rest = Lack(observer, [name for name in aims if name != "in_proj"])
     observe_rest(block, exact_block, stream, source, rest, scales)
     check_observed(i, observer.peak, {n: s for n, s in schemes.items() if n != "in_proj"})
     check_state(i, observer.peak["state"])
     if not torch.isfinite(exact).all():
         raise BadCheckpoint(f"layers.{i}: what it makes of the held-out text is not finite: its weights are too large")
-    scales |= activation_scales(observer.peak, schemes) | ssm_scales(observer.peak, schemes, recipe, config, grouping)
+    scales |= activation_scales(observer, schemes) | ssm_scales(observer.peak, schemes, recipe, config, grouping)
     for name in schemes:
         if name != "in_proj":
             finish(name, rest)
@@ -162,10 +164,12 @@ def find_grouping(weights: Weights, family: str, config: Any, stream: Tensor) ->
     return cluster.sort_and_cluster(magnitude, config.ngroups)
 
 
-def activation_scales(peak: dict[str, Tensor], schemes: dict[str, Scheme]) -> dict[str, Tensor]:
-    """Static int8 scales (1) of the inputs of those linears that have a peak."""
-    inputs = [n for n in ("in_proj", "out_proj", "dt_proj") if n in schemes and n in peak and schemes[n].act == 8]
-    return {name: scale_of(peak[name]) for name in inputs}
+def activation_scales(seen: Observer, schemes: dict[str, Scheme]) -> dict[str, Tensor]:
+    """Static int8 scales (1) of the inputs of those linears that were seen."""
+    inputs = [n for n in ("in_proj", "out_proj", "dt_proj") if n in schemes and n in seen.peak and schemes[n].act == 8]
+    return {
+        n: searched_scale(seen.peak[n], seen.counts[n]) if n in seen.counts else scale_of(seen.peak[n]) for n in inputs
+    }
 
 
 def ssm_scales(
@@ -184,7 +188,8 @@ def ssm_scales(
     if "x_proj" not in schemes:  # Mamba2; Mamba1's B and C are 2 N values and stay f32
         for name in ("B", "C"):
             groups = peak[name].view(config.ngroups if recipe.bc_grain == "group" else 1, -1)
-            scales[name] = scale_of(groups.amax(1, keepdim=True).expand_as(groups).flatten())
+            whole = groups.amax(1, keepdim=True).expand_as(groups).flatten()
+            scales[name] = scale_of(peak[name] if recipe.bc_grain == "channel" else whole)
     return scales
 
 

@@ -4,7 +4,16 @@ import math
 
 import torch
 
-from quamba_edge.calibrate.observe import FakeQuant, Lack, Observer, fake_quant, scale_of, state_scales
+from quamba_edge.calibrate.observe import (
+    FakeQuant,
+    Lack,
+    Observer,
+    count,
+    fake_quant,
+    scale_of,
+    searched_scale,
+    state_scales,
+)
 from quamba_edge.quant.hadamard import rotate
 
 
@@ -78,3 +87,26 @@ def test_lack_is_what_the_source_has_beyond_ours_times_ours():
     assert torch.allclose(lack.lack["in_proj"], (b - a).T @ a, atol=1e-4)
     assert torch.allclose(lack.lack["out_proj"], rotate(b - a).T @ rotate(a), atol=1e-4)
     assert torch.allclose(lack.observer.moments["out_proj"], rotate(a).T @ rotate(a), atol=1e-4)
+
+
+def test_the_searched_scale_loses_least_of_every_token_alike():
+    generator = torch.Generator().manual_seed(4)
+    sizes = torch.randn(4000, 1, generator=generator).exp()  # some tokens are much larger than others
+    value = torch.randn(4000, 32, generator=generator) * sizes**2
+    observer = Observer(identity, spread=["out_proj"])
+    for batch in value.split(1000):
+        observer("out_proj", batch)
+    assert torch.allclose(observer.counts["out_proj"], count(value))
+
+    def loss(scale):
+        return float(((value - fake_quant(value, scale)).square().sum(1) / value.square().sum(1)).sum())
+
+    found, widest = searched_scale(observer.peak["out_proj"], observer.counts["out_proj"]), scale_of(value.abs().max())
+    assert loss(found) < 1.05 * min(loss(widest * 0.95**k) for k in range(48)) and loss(found) < 0.7 * loss(widest)
+
+
+def test_evenly_spread_inputs_keep_nearly_all_of_their_range():
+    value = torch.rand(1, 1000, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert searched_scale(value.abs().max(), count(value)) > 0.9 * scale_of(value.abs().max())
+    silent = torch.zeros(1, 10, 8)
+    assert torch.isfinite(searched_scale(silent.abs().max(), count(silent)))

@@ -1,6 +1,7 @@
 """Recipes: the shipped ones say what the modes mean, JSON round-trips, and nonsense is refused by name."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -74,3 +75,13 @@ def test_wrong_recipes_say_what_is_wrong(tmp_path):
         load("w4a9")
     with pytest.raises(BadRecipe, match="says nothing about head"):
         Recipe("x", {"layers.*": Scheme()}).scheme("head")
+
+
+@pytest.mark.parametrize("mode", ["w4a16", "w4a8"])
+def test_fine_recipes_have_groups_of_32_and_6_bit_edges(mode):
+    fine, plain = shipped(f"{mode}-g32"), shipped(mode)
+    assert fine.scheme("layers.3.in_proj") == replace(plain.scheme("layers.3.in_proj"), group=32)
+    assert fine.scheme("layers.3.x_proj") == plain.scheme("layers.3.x_proj")
+    for edge in ("embedding", "head"):
+        assert fine.scheme(edge) == replace(plain.scheme(edge), bits=6)
+    assert load(f"{mode}-g32") == fine
