@@ -21,7 +21,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 def sensitivity(found: Any, path: Path) -> None:
     """KL by layer, a line for each choice; the ends at the right."""
-    figure, axes = _figure(max(7.0, 3.0 + 0.35 * found.layers), 4.6)
+    figure, axes = _figure(min(12.0, 6.5 + 0.15 * found.layers), 4.6)
     by = {(r.place, r.choice): r for r in found.rows}
     choices = list(dict.fromkeys(r.choice for r in found.rows if r.place.startswith("layers")))
     for colour, choice in zip(COLOURS, choices):
@@ -33,17 +33,18 @@ def sensitivity(found: Any, path: Path) -> None:
             at, [1e3 * r.kl for r in rows], error, color=colour, marker="o", ms=4, lw=1, ls=style, label=choice
         )
     ends = [r for r in found.rows if r.place == "ends"]
-    for k, row in enumerate(ends):
-        axes.plot([found.layers + 0.5 + k], [1e3 * row.kl], "s", color="#1a202c", ms=5)
+    apart = max(1.0, found.layers / 16)  # room for the ends' names
+    spots = [found.layers - 1 + apart * (k + 1.5) for k in range(len(ends))]
+    axes.plot(spots, [1e3 * row.kl for row in ends], "s", color="#1a202c", ms=5)
     axes.axhline(max(1e-6, 1e3 * found.floor.kl), color=GREY, lw=1, ls="--", label="nothing quantized")
     axes.set_yscale("log")
     step = max(1, found.layers // 16)
-    ticks = [*range(0, found.layers, step), *(found.layers + 0.5 + k for k in range(len(ends)))]
-    axes.set_xticks(ticks, [*(str(i) for i in range(0, found.layers, step)), *(f"ends\n{r.choice}" for r in ends)])
+    names = [*(str(i) for i in range(0, found.layers, step)), *(f"ends\n{r.choice}" for r in ends)]
+    axes.set_xticks([*range(0, found.layers, step), *spots], names, fontsize=8)
     axes.set_xlabel("layer that alone is quantized")
     axes.set_ylabel("KL from the source, nats / 1000")
     axes.set_title(f"{found.checkpoint}, {found.positions} positions, {found.backend} backend", fontsize=9, loc="left")
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path)
 
 
