@@ -14,6 +14,7 @@ are a tenth of a percent lower than it prints), so both sides' losses are paired
 windows; a gap between two files is the mean over windows of the difference of their losses, with its own error.
 
 loss  mean of nll - nll of the own f16, which is the logarithm of the ratio of perplexities
+w4a16-e6-g32  the shipped recipe with embedding and head at 6 bits, and groups of 32 columns
 KL    mean over positions of KL(own f16 || file), in nats: unlike the loss, no luck can lower it
 bits  8 times the bytes of all tensors, whatever their type, over the checkpoint's parameters; without the tokenizer on both sides
 +     a file made with an importance matrix of the calibration text, of 128 windows of 512 tokens, as many as pack reads
@@ -25,7 +26,7 @@ import argparse
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from quamba_edge.apps.inspect import inspect  # noqa: E402
 from quamba_edge.bundle.reader import Bundle  # noqa: E402
 from quamba_edge.checkpoint import open_checkpoint  # noqa: E402
 from quamba_edge.pack import pack  # noqa: E402
+from quamba_edge.quant.recipe import FINE, MODES, shipped  # noqa: E402
 from quamba_edge.quant.walk import parameter_count  # noqa: E402
 from quamba_edge.runtime.session import Engine, Session  # noqa: E402
 
@@ -73,7 +75,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--models", type=Path, nargs="+", default=sorted((ROOT / "demos" / "models").glob("*-5m")))
     parser.add_argument("--types", default=TYPES)
-    parser.add_argument("--recipes", default="w8a8,w4a16,w4a8", help="shipped names or files")
+    parser.add_argument(
+        "--recipes",
+        default="w8a8,w4a16,w4a8,w4a16-g32,w4a8-g32",
+        help="shipped names, also with -eBITS (edges) and -gGROUP, or files",
+    )
     parser.add_argument("--state-dtype", default="f16", help="of our bundles (f16)")
     parser.add_argument("--repack", action="store_true")
     parser.add_argument("--windows", type=int, help="of the text, from its beginning (all)")
@@ -124,7 +130,7 @@ def ours(model: Path, recipes: list[str], tokens: np.ndarray, tools: Tools, args
         paths.append(tools.folder / f"{model.name}-{Path(recipe).stem}.qedge")
         if args.repack or not paths[-1].exists():
             paths[-1].unlink(missing_ok=True)
-            pack(model, paths[-1], recipe, tools.calib, eval_tokens=0)
+            pack(model, paths[-1], spelled(recipe, tools.folder), tools.calib, eval_tokens=0)
     bundles = [Bundle.open(path) for path in paths]
     ids = encode(bundles[0].tokenizer_json(), read_text(tools.text), bundles[0].manifest.vocab_size, model.name)
     if not np.array_equal(ids[: tokens.size].reshape(tokens.shape), tokens):
@@ -144,6 +150,24 @@ def ours(model: Path, recipes: list[str], tokens: np.ndarray, tools: Tools, args
             nll[s, w], kl[s, w] = scored(q, window[FIRST + 1 :]), divergence(p, q)
     sizes = [sum(part.bytes for part in inspect(path).parts if part.name != "tokenizer") for path in paths]
     return [Scores(nll[s], kl[s], sizes[s], path.stat().st_size) for s, path in enumerate(paths)]
+
+
+def spelled(recipe: str, folder: Path) -> str:
+    """The recipe's file, where it is a mode with changes such as w4a16-e6-g32; else as it is."""
+    mode, *changes = recipe.split("-")
+    if recipe in (*MODES, *FINE) or mode not in MODES:
+        return recipe
+    base = shipped(mode)
+    sites = dict(base.sites)
+    for change in changes:
+        bits = int(change[1:])
+        if change[0] == "e":
+            sites |= {name: replace(sites[name], bits=bits) for name in ("embedding", "head")}
+        else:
+            sites["*"] = replace(sites["*"], group=bits)
+    path = folder / f"{recipe}.json"
+    path.write_text(json.dumps(replace(base, name=recipe, sites=sites).to_json()))
+    return str(path)
 
 
 def against(row: Row, rows: list[Row]) -> list[dict]:
