@@ -37,16 +37,17 @@ class Report:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, step: str, seconds: float | None = None, written: int | None = None, **more: Any) -> None:
-        row = {"step": step, "seconds": seconds, "bytes": written, **more}
+    def add(self, step: str, ran: root.Ran | None = None, written: int | None = None, **more: Any) -> None:
+        row = {"step": step, "bytes": written, **more}
+        row |= {"seconds": ran.seconds, "cpu_seconds": ran.cpu} if ran else {}
         self.rows.append({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items() if v is not None})
 
     def table(self) -> str:
-        lines = [f"{'step':48}{'seconds':>10}{'MB':>10}"]
+        lines = [f"{'step':56}{'seconds':>9}{'of CPU':>9}{'MB':>8}"]
         for row in self.rows:
-            seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
+            seconds = [f"{row[k]:.1f}" if k in row else "" for k in ("seconds", "cpu_seconds")]
             size = f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else ""
-            lines.append(f"{row['step']:48}{seconds:>10}{size:>10}")
+            lines.append(f"{row['step']:56}{seconds[0]:>9}{seconds[1]:>9}{size:>8}".rstrip())
         return "\n".join(lines)
 
 
@@ -135,7 +136,7 @@ def installed(board: root.Board, kit: Path, bundles: dict[str, Path], report: Re
 
     def step(name: str, *command: str) -> None:
         before = board.written()
-        report.add(name, board.must(*command).seconds, board.written() - before)
+        report.add(name, board.must(*command), board.written() - before)
 
     step("unpack the kit", "tar", "-C", "/root", "-xf", "/root/kit.tar")
     step("check its sums", "sh", "-c", "cd /root/quamba-edge-kit && sha256sum --check --quiet SHA256SUMS")

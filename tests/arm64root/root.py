@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -51,10 +52,11 @@ def why_not() -> str | None:
 
 @dataclass(frozen=True)
 class Ran:
-    """A finished command: `seconds` by this machine's clock, `out` and `err` as text."""
+    """A finished command: `seconds` by this machine's clock, `cpu` seconds of its cores, `out` and `err` as text."""
 
     code: int
     seconds: float
+    cpu: float
     out: str
     err: str
 
@@ -76,9 +78,15 @@ def enter(
     for here, there in (binds or {}).items():
         options += ["--bind", f"{here}:{there}"]
     whole = [sys.executable, namespace.__file__, *options, "--", *map(str, command)]
-    began = time.monotonic()
+    began, spent = time.monotonic(), _cpu()
     ran = subprocess.run(whole, capture_output=True, text=True, errors="replace", timeout=timeout)
-    return Ran(ran.returncode, time.monotonic() - began, ran.stdout, ran.stderr)
+    return Ran(ran.returncode, time.monotonic() - began, _cpu() - spent, ran.stdout, ran.stderr)
+
+
+def _cpu() -> float:
+    """Processor seconds of all that was run and has ended; they depend less than a clock on what else this machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def make() -> Path:

@@ -44,4 +44,4 @@ def test_group(board: Board, group: str, report: Report) -> None:
     command = [f"{VENV}/python", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-rs", *chosen, f"tests/{group}"]
     ran = board.run("sh", "-c", 'cd /srv/quamba && exec "$@"', "sh", *command, binds=binds)
     assert ran.code == 0, ran.out[-6000:] + ran.err[-2000:]
-    report.add(f"tests/{group}: {re.sub(' in .*', '', ran.out.splitlines()[-1])}", ran.seconds)
+    report.add(f"tests/{group}: {re.sub(' in .*', '', ran.out.splitlines()[-1])}", ran)

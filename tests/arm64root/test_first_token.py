@@ -18,7 +18,7 @@ from quamba_edge.runtime.session import Engine, Session
 from quamba_edge.runtime.tokenizer import Tokenizer
 from tests.arm64root import root
 from tests.arm64root.conftest import MODELS, VENV, Report
-from tests.arm64root.root import Board
+from tests.arm64root.root import Board, Ran
 
 PROMPT = "<|endoftext|>User: Tell me a story about a dog named Tim.\nAssistant:"
 TOKENS = 96
@@ -42,7 +42,7 @@ def test_the_root_has_python_and_nothing_else(board: Board) -> None:
 
 def test_doctor(installed: Board, report: Report) -> None:
     ran = installed.must(f"{VENV}/quamba-edge", "doctor", "--json", "--bundle", "/root/mamba2.qedge")
-    report.add("quamba-edge doctor", ran.seconds)
+    report.add("quamba-edge doctor", ran)
     said = json.loads(ran.out.splitlines()[-1])
     states = {f["name"]: f["state"] for f in said["findings"]}
     assert said["ok"] and "missing" not in states.values(), ran.out
@@ -51,15 +51,15 @@ def test_doctor(installed: Board, report: Report) -> None:
 
 
 def test_importing_takes_no_more_than_it_should(installed: Board, report: Report) -> None:
-    report.add("python -c pass", installed.must(f"{VENV}/python", "-c", "pass").seconds)
-    report.add("quamba-edge --version", installed.must(f"{VENV}/quamba-edge", "--version").seconds)
+    report.add("python -c pass", installed.must(f"{VENV}/python", "-c", "pass"))
+    report.add("quamba-edge --version", installed.must(f"{VENV}/quamba-edge", "--version"))
 
 
 def said_here(bundle: Path) -> dict:
     return vars(run(bundle, PROMPT, sampling=Sampling(temperature=0), max_tokens=TOKENS, backend="cpu"))
 
 
-def said_there(board: Board, family: str, cpu: str | None = None) -> tuple[dict, float]:
+def said_there(board: Board, family: str, cpu: str | None = None) -> tuple[dict, Ran]:
     command = [
         f"{VENV}/quamba-edge",
         "run",
@@ -73,18 +73,18 @@ def said_there(board: Board, family: str, cpu: str | None = None) -> tuple[dict,
     whole = [*command, "--prompt", PROMPT, "--max-tokens", str(TOKENS)]
     ran = root.enter(whole, changes=board.changes, cpu=cpu or board.cpu)
     assert ran.code == 0, ran.out + ran.err
-    return json.loads(ran.out.splitlines()[-1]), ran.seconds
+    return json.loads(ran.out.splitlines()[-1]), ran
 
 
 @pytest.mark.parametrize("cpu", [None, OLD], ids=["neon", "plain"])
 @pytest.mark.parametrize("family", MODELS)
 def test_the_same_words_as_on_x86(installed: Board, bundles, family: str, cpu: str | None, report: Report) -> None:
     here = said_here(bundles[family])
-    there, seconds = said_there(installed, family, cpu)
-    sort = f"{family}, {'plain' if cpu else 'neon'}"
-    report.add(f"quamba-edge run, {TOKENS} tokens ({sort})", seconds, ttft_ms=there["ttft_ms"], text=there["text"])
+    there, ran = said_there(installed, family, cpu)
     assert there["backend"] == "cpu" and there["tokens"] >= 64
     same = next((i for i, (a, b) in enumerate(zip(here["ids"], there["ids"])) if a != b), len(here["ids"]))
+    step = f"run: {same} of {TOKENS} tokens as on x86 ({family}, {'plain' if cpu else 'neon'})"
+    report.add(step, ran, ttft_ms=there["ttft_ms"], text=there["text"])
     if here["ids"] != there["ids"]:
         assert_a_tie(bundles[family], here["ids"][:same], there["ids"][same])
 
@@ -101,4 +101,4 @@ def assert_a_tie(bundle: Path, said: list[int], other: int) -> None:
 def test_verify(installed: Board, family: str, report: Report) -> None:
     """The recorded tokens and logits, and every op against the reference, on the board itself."""
     ran = installed.must(f"{VENV}/quamba-edge", "verify", f"/root/{family}.qedge", "--backend", "cpu")
-    report.add(f"quamba-edge verify ({family})", ran.seconds)
+    report.add(f"quamba-edge verify ({family})", ran)

@@ -49,10 +49,12 @@ def test_a_file_with_two_names_is_counted_once(tmp_path):
 
 def test_table():
     report = Report()
-    report.add("install", 12.34, 5_600_000)
-    report.add("doctor", 1.0)
+    report.add("install", root.Ran(0, 12.34, 10.0, "", ""), 5_600_000)
+    report.add("the kit", written=2_000_000)
+    report.add("doctor", root.Ran(0, 1.0, 0.5, "", ""))
     assert [line.split() for line in report.table().splitlines()] == [
-        ["step", "seconds", "MB"],
-        ["install", "12.3", "5.6"],
-        ["doctor", "1.0"],
+        ["step", "seconds", "of", "CPU", "MB"],
+        ["install", "12.3", "10.0", "5.6"],
+        ["the", "kit", "2.0"],
+        ["doctor", "1.0", "0.5"],
     ]

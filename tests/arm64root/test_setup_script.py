@@ -40,11 +40,11 @@ def test_once_and_twice(base: Path, kit: Path, bundles: dict[str, Path], tree: s
 
     written = board.written()
     first = board.must(*command, "--yes", binds=fake)
-    report.add(f"setup.sh ({tree}), to the first words", first.seconds, board.written() - written)
+    report.add(f"setup.sh ({tree}), to the first words", first, board.written() - written)
     assert "/root/.quamba-edge/venv/bin/quamba-edge doctor" in first.out and "To talk:" in first.out, first.out
     assert board.must("/root/.local/bin/quamba-edge", "--version").out
 
     before = files(board)
     second = board.must(*command, "--yes", binds=fake)
-    report.add(f"setup.sh ({tree}), again", second.seconds)
+    report.add(f"setup.sh ({tree}), again", second)
     assert "Everything is already so: nothing was changed." in second.out and files(board) == before
