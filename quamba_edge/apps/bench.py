@@ -135,7 +135,8 @@ def _measure(
             runs.append(speed.run(texts, prompts, gen_len))
     progress(repeats, repeats, "read bandwidth")
     peak = peak_rss()  # before the bandwidth is measured, which takes memory of its own
-    bandwidth = read_bandwidth(engine.backend.name, getattr(engine.backend, "threads", None))
+    copies = getattr(engine.backend, "copy_bandwidth", None)  # of a GPU's own memory
+    bandwidth = copies() if copies else read_bandwidth(engine.backend.name, getattr(engine.backend, "threads", None))
     samples = watched.samples()
     joules = _energy(samples, runs, prompts.shape, idle_w)
     made = result(engine, runs, prompts.shape, peak, bandwidth, seed, joules, watched.conditions())

@@ -28,6 +28,8 @@ from quamba_edge.errors import BadUsage, Missing
 CUBINS = Path(__file__).resolve().parents[1] / "_native"
 STAGE = 16 << 20  # bytes of each pinned buffer that weights go through
 COMPUTE_MAJOR, COMPUTE_MINOR = 75, 76  # CUdevice_attribute
+# Multiply-adds of bytes and of halves that a multiprocessor's tensor cores do in a clock, dense: NVIDIA's data sheets.
+RATES = {(8, 7): (2048, 1024), (9, 0): (4096, 2048)}
 THREAD_LOCAL = 1  # CUstreamCaptureMode
 _pointer = ctypes.c_void_p
 
@@ -189,6 +191,13 @@ class PycudaDevice:
 
     def copy(self, to: int, source: int, nbytes: int) -> None:
         self.cuda.memcpy_dtod_async(to, source, nbytes, self.queue)
+
+    def peaks(self) -> tuple[float, float]:
+        known, cuda = self.cuda.device_attribute, self.cuda
+        gpu = cuda.Device(0)
+        clocks = gpu.get_attribute(known.MULTIPROCESSOR_COUNT) * 1000.0 * gpu.get_attribute(known.CLOCK_RATE)
+        each = RATES.get(gpu.compute_capability(), RATES[8, 7])
+        return each[0] * clocks, each[1] * clocks
 
     def launch(self, what: Launch, arguments: list[object]) -> None:
         formats = "".join("P" if isinstance(a, Address) else "f" if isinstance(a, float) else "i" for a in arguments)

@@ -39,6 +39,9 @@ class Device(Protocol):
     def copy(self, to: int, source: int, nbytes: int) -> None:
         """Start a copy within the device: what its memory's speed is measured by."""
 
+    def peaks(self) -> tuple[float, float]:
+        """Multiply-adds a second at most, of bytes and of halves, at the clock that the driver names."""
+
     def launch(self, what: Launch, arguments: list[object]) -> None:
         """Start a kernel.  Pointers are ints that come as `Address`."""
 

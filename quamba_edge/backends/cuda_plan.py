@@ -27,6 +27,7 @@ from quamba_edge.ops.op import Arg
 from quamba_edge.ops.program import Program, Ref, Step
 
 T = TypeVar("T")
+COPIED = 256 << 20  # bytes of a copy that the memory's speed is measured with: many times every cache
 
 
 @dataclass
@@ -155,9 +156,13 @@ class CudaBackend(Backend):
             seconds.append(self.device.seconds())
         return np.array(seconds)
 
-    def copy_bandwidth(self, nbytes: int = 256 << 20, repeats: int = 10) -> float:
-        """Bytes a second, read and written, of copies within the device: the best of three measurements."""
-        return self._do(self._copy_bandwidth, nbytes, repeats)
+    def ceilings(self) -> tuple[float, float, float]:
+        """What the device allows: bytes a second, as copies reach them; multiply-adds a second of bytes and of halves."""
+        return self.copy_bandwidth(), *self._do(self.device.peaks)
+
+    def copy_bandwidth(self, nbytes: int | None = None, repeats: int = 10) -> float:
+        """Bytes a second, read and written, of copies within the device: the best of four measurements."""
+        return self._do(self._copy_bandwidth, nbytes or min(COPIED, self.device.free_bytes() // 8), repeats)
 
     def _copy_bandwidth(self, nbytes: int, repeats: int) -> float:
         to, source = self.device.alloc(nbytes), self.device.alloc(nbytes)

@@ -1,7 +1,7 @@
 """Where the time of a step goes: each op timed where it stands in the model, beside what the machine's ceilings allow.
 
 A backend that can be profiled has `times(recorded)`: run once, and the seconds of each step.  Ceilings come from its module's
-`read_bandwidth(threads)` and `peak(instruction_set)`; a backend without them gets bytes and times, and no percentages.
+`read_bandwidth(threads)` and `peak(instruction_set)`, or from its own `ceilings()`; without them there are bytes and times, and no percentages.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ def better(a: Ceilings | None, b: Ceilings | None) -> Ceilings | None:
 
 def ceilings(backend: Backend) -> Ceilings | None:
     """What the machine allows the backend; None where it has no measure of that."""
+    own = getattr(backend, "ceilings", None)
+    if own is not None:
+        return Ceilings(*own())
     module = import_module(f"quamba_edge.backends.{backend.name}")
     threads, chosen = getattr(backend, "threads", None), getattr(backend, "instruction_set", None)
     if threads is None or chosen is None or not hasattr(module, "read_bandwidth") or not hasattr(module, "peak"):

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from quamba_edge import backends
-from quamba_edge.backends import cuda, cuda_load
+from quamba_edge.backends import cuda, cuda_load, cuda_plan
 from quamba_edge.backends.cuda_plan import CudaBackend
 from quamba_edge.bundle.reader import Bundle
 from quamba_edge.errors import BadUsage, HashMismatch, Missing
 from quamba_edge.ops.op import all_ops
+from quamba_edge.profile.ops import ceilings
 from quamba_edge.runtime.session import Engine, Session
 from tests.cuda.emulator import Emulator, build
 from tests.cuda.fake_device import FakeDevice
@@ -73,7 +74,7 @@ def test_a_model_runs_launch_by_launch_once_and_then_as_a_graph(family, emulator
 
 
 @needs_compiler
-def test_times_are_of_single_launches(emulator):
+def test_times_are_of_single_launches(emulator, monkeypatch):
     """And are a run like any other: the logits are those of a run without a clock."""
     backend = CudaBackend(lambda: FakeDevice(emulator))
     with Bundle.open(HERE / "mamba2.qedge") as bundle:
@@ -84,6 +85,9 @@ def test_times_are_of_single_launches(emulator):
         engine.slot(1).state.write(None)
         seconds = backend.times(plan._recorded)
     assert seconds.shape == (len(plan.program.steps),) and (seconds == 0.001).all()
+    monkeypatch.setattr(cuda_plan, "COPIED", 1000)
+    found = ceilings(backend)
+    assert (found.bandwidth, found.dots, found.fmas) == (2 * 10 * 1000 / 0.001, 2e12, 1e12)
     assert (plan.logits() == expected).all()
 
 

@@ -18,7 +18,7 @@ class Recorder:
     """pycuda.driver as far as it is used; memory is this process's."""
 
     MemoryError = type("MemoryError", (Exception,), {})
-    device_attribute = SimpleNamespace(INTEGRATED="integrated")
+    device_attribute = SimpleNamespace(INTEGRATED="integrated", MULTIPROCESSOR_COUNT="sms", CLOCK_RATE="kHz")
     function_attribute = SimpleNamespace(MAX_DYNAMIC_SHARED_SIZE_BYTES="shared")
 
     def __init__(self):
@@ -32,7 +32,7 @@ class Recorder:
         context = SimpleNamespace(push=lambda: self.calls.append("push"))
         return SimpleNamespace(
             retain_primary_context=lambda: context,
-            get_attribute=lambda which: self.integrated,
+            get_attribute=lambda which: {"integrated": self.integrated, "sms": 8, "kHz": 1_020_000}[which],
             compute_capability=lambda: (8, 7),
         )
 
@@ -228,6 +228,11 @@ def test_graphs_are_captured_instantiated_and_launched(opened):
     native.status["cuStreamEndCapture"] = 901
     with pytest.raises(Missing, match="capture: .*quamba-edge doctor"):
         device.capture(lambda: None)
+
+
+def test_peaks_are_the_tensor_cores(opened):
+    """An Orin Nano's 33 trillion operations on bytes, where a multiply-add is two."""
+    assert opened[2].peaks() == (8 * 1.02e9 * 2048, 8 * 1.02e9 * 1024)
 
 
 def test_a_board_that_shares_its_memory_asks_linux(opened):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from quamba_edge import models
-from quamba_edge.backends import cuda_load
+from quamba_edge.backends import cuda_load, cuda_plan
 from quamba_edge.backends.cuda_plan import CudaBackend
 from quamba_edge.bundle.reader import Bundle
 from quamba_edge.errors import Missing
@@ -33,6 +33,7 @@ def tiny(family: str):
 @needs_compiler
 def test_every_step_that_needs_no_driver(tmp_path, monkeypatch):
     monkeypatch.setattr(cuda_load, "SEGMENT", 1)
+    monkeypatch.setattr(cuda_plan, "COPIED", 1 << 16)
     monkeypatch.setattr(measures, "REPEATS", 1)
     emulator, opened = Emulator(build()), []
 
