@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from quamba_edge.errors import BadBundle
-from quamba_edge.layouts import DTYPES
+from quamba_edge.layouts import DTYPES, as_read
 from quamba_edge.ops.numerics import shape_of
 from quamba_edge.ops.op import Arg
 from quamba_edge.ops.program import Program, Ref, Step
@@ -140,7 +140,7 @@ def _check_weight(step: Step, arg: Arg, ref: Ref, weights: Weights) -> None:
         raise BadBundle(
             f"the bundle has no tensor {ref.name}, which {step.op.name} at {step.site} reads: pack it again"
         )
-    if (found.dtype, tuple(found.shape), found.layout) != expected:
+    if (found.dtype, tuple(found.shape), as_read(found.layout)) != expected:
         raise BadBundle(
             f"tensor {ref.name} is {found.dtype} {tuple(found.shape)} {found.layout}, {step.site} needs {expected}: pack it again"
         )

@@ -56,12 +56,16 @@ VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
     "whole repair": lambda r: replace(r, repair=1.0),
     "no refinement": lambda r: replace(r, refine=0),
     "neither": lambda r: replace(r, repair=0.0, refine=0),
+    "largest input / 127": lambda r: replace(r, act_search=False),
+    "B, C per group": lambda r: replace(r, bc_grain="group"),
+    "none of these": lambda r: replace(r, repair=0.0, refine=0, act_search=False, bc_grain="group"),
     "round to nearest": lambda r: r.with_method("rtn"),
     "no search of scales": lambda r: replace(r, clip_search=False),
     "groups of 64": lambda r: sites(r, lambda p: p == "*", group=64),
     "groups of 32": lambda r: sites(r, lambda p: p == "*", group=32),
+    "-g32": lambda r: shipped(f"{r.name}-g32"),
     "4-bit edges": lambda r: sites(r, lambda p: p in ("embedding", "head"), bits=4),
-    "8-bit edges": lambda r: sites(r, lambda p: p in ("embedding", "head"), bits=8),
+    "6-bit edges": lambda r: sites(r, lambda p: p in ("embedding", "head"), bits=6),
 }
 
 

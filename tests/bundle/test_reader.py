@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from quamba_edge import layouts
 from quamba_edge.bundle import expect, header
 from quamba_edge.bundle.manifest import digest
 from quamba_edge.bundle.reader import Bundle
@@ -40,6 +41,30 @@ def forge(path, change):
         {n: (names[e.dtype], e.shape) for n, e in found.entries.items()},
     )
     path.write_bytes(start + data)
+
+
+def test_6_bit_codes_are_handed_out_as_kernels_read_them():
+    path, logical = build.write(edge_bits=6, tied=False)
+    codes = logical["head.codes"][0]
+    with Bundle.open(path) as bundle:
+        wide = layouts.pack("n16k4", codes)
+        assert (
+            bundle.manifest.tensors["head.codes"].layout == "n16k4x6"
+            and bundle.places["head.codes"].nbytes < wide.nbytes
+        )
+        found = bundle.tensor("head.codes")
+        assert np.array_equal(found, wide) and not found.flags.writeable and bundle.tensor("head.codes") is found
+        assert np.array_equal(bundle.logical("head.codes"), codes)
+        assert np.array_equal(bundle.gather("head.codes", np.array([3, 36])), codes[[3, 36]])
+        read, into = bundle.stream("head.codes"), np.empty(wide.nbytes, np.uint8)
+        for start in range(0, wide.nbytes, 256):
+            read(start, into[start : start + 256])
+        assert into.tobytes() == wide.tobytes()
+    damaged = bytearray(path.read_bytes())
+    damaged[bundle.places["head.codes"].start] ^= 1
+    path.write_bytes(damaged)
+    with Bundle.open(path) as bundle, pytest.raises(HashMismatch, match="head.codes"):
+        bundle.tensor("head.codes")
 
 
 def test_everything_comes_back():
