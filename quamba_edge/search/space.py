@@ -16,7 +16,7 @@ from quamba_edge.quant.layer import SITES
 from quamba_edge.quant.recipe import Recipe, Scheme, shipped
 
 LARGE = ("in_proj", "out_proj")  # the sites whose bits a choice sets
-FORM = re.compile(r"w(4|8|16)a(8|16)((?:/(?:in_proj|out_proj)=(?:4|8))*)")
+FORM = re.compile(r"w(4|6|8|16)a(8|16)((?:/(?:in_proj|out_proj)=(?:4|6|8))*)")
 SETS = {
     "w4ax": ("w4a8", "w4a16"),
     "wxa8": ("w4a8", "w4a8/in_proj=8", "w4a8/out_proj=8", "w8a8"),

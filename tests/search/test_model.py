@@ -97,12 +97,14 @@ def test_a_mix_of_one_mode_is_its_bundle_and_another_layer_is_another_model(made
 
 
 def test_a_site_of_another_mode(made):
-    with opened(made, "w4a8", "w8a8") as store:
-        space = space_of(made, "wxa8")
-        manifest = store.mix({**space.uniform(), "layers.0": "w4a8/out_proj=8"}).manifest
+    with opened(made, "w4a8", "w8a8", "w6a8") as store:
+        space = space_of(made, "w4a8,w8a8,w4a8/out_proj=6")
+        given = {**space.uniform(), "layers.0": "w4a8/out_proj=6", "layers.1": "w8a8"}
+        manifest = store.mix(given).manifest
         bits = [manifest.sites[f"layers.{i}.{site}"]["bits"] for i in (0, 1) for site in ("in_proj", "out_proj")]
-        assert bits == [4, 8, 4, 4]
-        assert Objective(store, "reference").kl({**space.uniform(), "layers.0": "w4a8/out_proj=8"}) > 0
+        assert bits == [4, 6, 8, 8]
+        kl = Objective(store, "auto").kl
+        assert 0 < kl(given) < kl(space.uniform())
 
 
 def test_the_recipe_packs_to_the_mix_where_the_layer_comes_first(made, tmp_path):
