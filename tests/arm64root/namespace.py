@@ -168,6 +168,9 @@ def _lay_out(options: argparse.Namespace) -> None:
         _mount("--bind", f"/dev/{name}", root / "dev" / name)
     (root / "dev/shm").mkdir()
     _mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", root / "dev/shm")
+    (root / "dev/pts").mkdir()
+    _mount("-t", "devpts", "-o", "newinstance,ptmxmode=666", "devpts", root / "dev/pts")
+    (root / "dev/ptmx").symlink_to("pts/ptmx")
     (root / "dev/fd").symlink_to("/proc/self/fd")
     for bind in options.bind:
         here, _, there = bind.rpartition(":")
