@@ -74,7 +74,7 @@ VERBS = (
         (
             flag("CHECKPOINT", "", "a folder with config.json and weights, or a name on the Hugging Face Hub"),
             flag("-o --out", "OUT.qedge", "the file to write", type=Path, required=True),
-            flag("--recipe", "R", "w4a8, w4a16, w8a8, w16a16, or a JSON file (w4a8)", default="w4a8"),
+            flag("--recipe", "R", "w4a8, w4a16, w8a8, w16a16, w4a8-g32 or w4a16-g32 (groups of 32, 6-bit edges), or a JSON file (w4a8)", default="w4a8"),
             flag("--calib", "FILE", "text or JSON lines to calibrate on; without it, text sampled from the model", type=Path),
             flag("--calib-samples", "N", "windows to calibrate on (128)", type=int),
             flag("--calib-len", "L", "tokens in each window (512)", type=int),
