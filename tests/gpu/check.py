@@ -3,7 +3,7 @@
     python -m tests.gpu.check [--only tests,kernels,...] [--models mamba2-2.7b,...] [--recipes w16a16,w4a8,...]
 
 Steps: cubins for this GPU (CUDA 12.6's compiler), pycuda (built by pip: where there is no network, PIP_FIND_LINKS=FOLDER with its sdist and
-those of its needs), tests (every op, golden bundles), sanitizer, perplexity, kernels, speed, load.  Each leaves its result in
+those of its needs), tests (every op, golden bundles), sanitizer, perplexity, sampling, kernels, speed, load.  Each leaves its result in
 build/gpu-check as soon as it is done, so that a run that was cut off, or several with --only, make one document.  A step that fails is
 named there and does not stop the others; a target that is missed is named, too, but only failures make the exit status 1.
 """
@@ -31,6 +31,7 @@ STEPS: dict[str, tuple[str, Callable[[Check], list[str]]]] = {
     "tests": ("Tests", steps.tests),
     "sanitizer": ("compute-sanitizer", steps.sanitizer),
     "perplexity": ("Perplexity", steps.perplexity),
+    "sampling": ("Sampling", steps.sampling),
     "kernels": ("Kernels, random weights of published shapes", steps.kernels),
     "speed": ("Speed, random weights of published shapes", steps.speed),
     "load": ("Loading", steps.loading),

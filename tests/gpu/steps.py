@@ -105,6 +105,32 @@ def perplexity(check: Check) -> list[str]:
     return tables.perplexities(rows)[0]
 
 
+WAYS = (
+    Sampling(),
+    Sampling(temperature=1.0, seed=1),
+    Sampling(temperature=0.8, top_k=40, seed=2),
+    Sampling(temperature=1.0, top_p=0.9, min_p=0.02, repetition_penalty=1.1, frequency_penalty=0.2, seed=3),
+)
+
+
+def sampling(check: Check) -> list[str]:
+    """The GPU's choice against the host's, from the same kernels' logits and with the same random numbers."""
+    told = 0
+    for path in check.bundles or _storytellers(check):
+        model = load(path, check.open())
+        plan = model.engine.plan(1, 1, "last")
+        chooser, found = plan.chooser, []
+        for way in WAYS:
+            for plan.chooser in (chooser, None):
+                steps = generate(model, "Once", sampling=way, max_tokens=max(3, check.text // 10))
+                found.append([s.token for s in steps])
+            told += len(found[-1])
+            if found[-1] != found[-2]:
+                check.failed.append(f"{path.name}: the GPU chooses other tokens than the host with {way}")
+        model.bundle.close()
+    return [f"{told} tokens chosen on the GPU, and by the host from the same logits; settings: {len(WAYS)}.", ""]
+
+
 def _storytellers(check: Check) -> list[Path]:
     found = sorted((ROOT / "tests" / "golden").glob("*.qedge"))
     for name in ("storyteller-mamba2-5m", "storyteller-mamba1-5m"):
