@@ -211,22 +211,27 @@ def say(gap: dict) -> str:
 
 
 def plot(told: list[dict], path: Path) -> None:
-    """KL over bits, one panel a model."""
+    """KL over bits, a row a model: all files, and those of 4 bits on their own scale."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(told), 4.2), layout="constrained")
-    for axes, one in zip(figure.subplots(1, len(told), sharey=True, squeeze=False)[0], told, strict=True):
-        for side, mark, color in ((THEIRS, "o", "tab:gray"), (OURS, "D", "tab:blue")):
-            rows = [r for r in one["rows"] if r["name"].startswith(side)]
-            at = [r["bits"] for r in rows], [1000 * r["kl"] for r in rows]
-            axes.errorbar(*at, [1000 * r["kl_se"] for r in rows], fmt=mark, color=color, label=side.strip(), capsize=2)
-            for x, y, r in zip(*at, rows, strict=True):
-                axes.annotate(r["name"].removeprefix(side), (x, y), (4, 3), textcoords="offset points", fontsize=7)
-        axes.set(title=one["model"], xlabel="bits per weight, all tensors", yscale="log")
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("KL from the own f16, 1e-3 nats a token")
-    figure.axes[0].legend()
-    figure.savefig(path, dpi=110)
+    figure = Figure(figsize=(10, 4 * len(told)), layout="constrained")
+    for pair, one in zip(figure.subplots(len(told), 2, squeeze=False), told, strict=True):
+        split = min(r["bits"] for r in one["rows"]) + 0.6
+        for axes, near in zip(pair, (False, True), strict=True):
+            for side, mark, color in ((THEIRS, "o", "tab:gray"), (OURS, "D", "tab:blue")):
+                rows = [r for r in one["rows"] if r["name"].startswith(side) and (r["bits"] < split or not near)]
+                x, y, e = ([k * r[n] for r in rows] for n, k in (("bits", 1), ("kl", 1000), ("kl_se", 1000)))
+                axes.errorbar(x, y, e, fmt=mark, color=color, label=side.strip(), capsize=2, markersize=4)
+                for *at, r in zip(x, y, rows, strict=True):
+                    if near == (r["bits"] < split) and r["name"] != THEIRS + "Q4_K_M":  # as Q4_K_S
+                        name = r["name"].removeprefix(side)
+                        axes.annotate(name, at, (6, -2), textcoords="offset points", fontsize=7, color=color)
+            axes.set(title=one["model"], xlabel="bits per weight, all tensors", yscale="linear" if near else "log")
+            axes.margins(x=0.15)
+            axes.grid(alpha=0.3)
+        pair[0].set_ylabel("KL from the own f16, 1e-3 nats a token")
+        pair[1].legend()
+    figure.savefig(path, dpi=90)
 
 
 if __name__ == "__main__":
