@@ -17,7 +17,7 @@ from quamba_edge.errors import BadUsage
 from quamba_edge.layouts import DTYPES
 from quamba_edge.ops.program import StateSpec
 
-# KL in nats a token, of int8 states from f32 ones, below which "auto" takes them: as much as 4-bit weights cost the storytellers.
+# KL in nats a token, of int8 states from f32 ones, below which "auto" takes them: about what 4-bit weights cost the storytellers.
 DRIFT = 0.008
 
 
