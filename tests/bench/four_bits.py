@@ -63,7 +63,7 @@ VARIANTS: dict[str, Callable[[Recipe], Recipe]] = {
     "no search of scales": lambda r: replace(r, clip_search=False),
     "groups of 64": lambda r: sites(r, lambda p: p == "*", group=64),
     "groups of 32": lambda r: sites(r, lambda p: p == "*", group=32),
-    "-g32": lambda r: shipped(f"{r.name}-g32"),
+    "groups of 32, 6-bit edges": lambda r: shipped(f"{r.name}-g32"),
     "4-bit edges": lambda r: sites(r, lambda p: p in ("embedding", "head"), bits=4),
     "6-bit edges": lambda r: sites(r, lambda p: p in ("embedding", "head"), bits=6),
 }
