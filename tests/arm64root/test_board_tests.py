@@ -22,7 +22,8 @@ GROUPS = {
     "backends": [],
     "profile": [],
     "tasks": [],
-    "apps": ["--ignore=tests/apps/test_pack.py"],
+    # The last counts samples of 2.5 seconds by the clock: an emulator on busy cores has too few.
+    "apps": ["--ignore=tests/apps/test_pack.py", "--deselect=tests/apps/test_power.py::test_measuring_a_bundle"],
     "bundle": [],
     "serve": [],
 }
