@@ -49,7 +49,7 @@ class Source:
         peak = logits.max(1)
         total = np.log(np.exp(logits - peak[:, None]).sum(1, dtype=np.float64)) + peak
         chosen = logits if self.ids is None else np.take_along_axis(logits, self.ids[where], 1)
-        found = self.plain[where] + total * p.sum(1, dtype=np.float64) - np.einsum("mk,mk->m", p, chosen)
+        found = self.plain[where] + total * p.sum(1, dtype=np.float64) - (p * chosen).sum(1, dtype=np.float64)
         if self.ids is None:
             return np.asarray(found)
         rest = self.rest[where]

@@ -75,6 +75,10 @@ def test_divergence_is_that_of_the_definition_and_of_a_part_a_lower_bound():
     part = source.Source.of(tokens, np.take_along_axis(p, ids, 1).astype(np.float32), ids.astype(np.int32))
     found = part.divergence(slice(0, 8), logits)
     assert (found <= exact + 1e-6).all() and (found > 0).all() and not np.allclose(found, exact, atol=1e-4)
+    steep = np.random.default_rng(3).normal(0, 4, (8, 4096)).astype(np.float32) - 9
+    chances = np.exp(steep.astype(np.float64)) / np.exp(steep.astype(np.float64)).sum(1, keepdims=True)
+    long_tail = source.Source.of(tokens, chances.astype(np.float32), None)
+    assert np.abs(long_tail.divergence(slice(0, 8), steep)).max() < 2e-6  # thousands of small terms count too
     same = np.log(p).astype(np.float32)
     assert np.abs(whole.divergence(slice(0, 8), same)).max() < 1e-6
     assert np.abs(part.divergence(slice(0, 8), same)).max() < 1e-6
