@@ -26,7 +26,9 @@ from tests.tiny import write_checkpoint
 
 FEW = {"calib_samples": 4, "calib_len": 64, "eval_tokens": 128}
 # Largest error of a logit relative to the spread of logits, for random weights (which quantize worse than trained ones).
-BOUND = {"w16a16": 0.004, "w8a8": 0.12, "w4a16": 0.5, "w4a8": 0.55, "w4a8-g32": 0.5}
+# Root mean square error of the last token's logits over their spread.  Random weights forgive less than trained ones, and few
+# windows leave it to chance: 0.10 to 0.21 at 4 bits.
+BOUND = {"w16a16": 0.002, "w8a8": 0.06, "w4a16": 0.3, "w4a8": 0.3, "w4a8-g32": 0.25}
 SHAPES = [
     ("mamba2", {"ngroups": 2, "tied": False}),
     ("mamba2", {"d_model": 80, "headdim": 8}),  # rotations of base 20, groups with tails
@@ -59,7 +61,7 @@ def test_every_mode_keeps_the_logits(tmp_path, family, sizes, mode):
     made = pack(tmp_path / "c", tmp_path / "m.qedge", mode, noise_text(tmp_path), **FEW)
     ids = Tokenizer(checkpoint.tokenizer_json).encode(noise_text(tmp_path).read_text()[-150:])
     found, exact = logits_of(tmp_path / "m.qedge", ids), source_logits(checkpoint, ids)
-    assert np.abs(found - exact).max() / exact.std() < BOUND[mode]
+    assert np.sqrt(np.square(found - exact).mean()) / exact.std() < BOUND[mode]
     assert made.bytes == (tmp_path / "m.qedge").stat().st_size
     nll_bundle, nll_source = math.log(made.perplexity_bundle), math.log(made.perplexity_source)
     assert abs(nll_bundle / nll_source - 1) < (0.001 if mode == "w16a16" else 0.05)

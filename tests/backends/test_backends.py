@@ -69,7 +69,8 @@ def test_slabs_and_gathered_rows_give_what_whole_matrices_give(monkeypatch) -> N
     for name, op in ops.items():
         for case, wanted in zip(op.cases, expected[name], strict=True):
             found = harness.run(reference.make(), op, case, harness.inputs_of(op, case))
-            assert np.allclose(found["y"], wanted["y"], rtol=1e-5, atol=1e-5), f"{name} {case}"
+            close = 1e-6 * max(1.0, float(np.abs(wanted["y"]).max()))  # f32 sums in another order
+            assert np.allclose(found["y"], wanted["y"], rtol=0, atol=close), f"{name} {case}"
 
 
 def quantize_program(**changed) -> tuple[Program, dict[str, Block]]:
