@@ -32,7 +32,7 @@ pytestmark = pytest.mark.arm64
 
 
 @pytest.fixture(scope="module")
-def board(installed: Board, testing_wheels: Path) -> Board:
+def ready(installed: Board, testing_wheels: Path) -> Board:
     pip = [f"{VENV}/python", "-m", "pip", "-q", "install", "--no-index", "--find-links", "/srv/wheels"]
     pip += ["--find-links", "/root/quamba-edge-kit/wheels", "quamba-edge[serve]"]
     installed.must(*pip, *TESTING, binds={testing_wheels: "/srv/wheels"})
@@ -40,10 +40,10 @@ def board(installed: Board, testing_wheels: Path) -> Board:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_group(board: Board, group: str, report: Report) -> None:
+def test_group(ready: Board, group: str, report: Report) -> None:
     binds = {root.REPO / name: f"/srv/quamba/{name}" for name in SHOWN}
     command = [f"{VENV}/python", "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-rs"]
     command += ["-m", "not slow and not arm64", *GROUPS[group], f"tests/{group}"]
-    ran = board.run("sh", "-c", 'cd /srv/quamba && exec "$@"', "sh", *command, binds=binds, timeout=7200)
+    ran = ready.run("sh", "-c", 'cd /srv/quamba && exec "$@"', "sh", *command, binds=binds, timeout=7200)
     assert ran.code == 0, ran.out[-6000:] + ran.err[-2000:]
     report.add(f"tests/{group}: {re.sub(' in .*', '', ran.out.splitlines()[-1])}", ran)
