@@ -180,8 +180,13 @@ fi
 MODE=act
 run "$VENV/bin/quamba-edge" doctor ${MODEL:+--bundle "$MODEL"} || CODE=4
 if [ "$CODE" = 0 ] && [ -n "$MODEL" ]; then
-    run "$VENV/bin/quamba-edge" run "$MODEL" --prompt 'Once upon a time' --max-tokens 16 || CODE=4
-    echo "To talk: quamba-edge chat $MODEL"
+    WITH=()
+    if [ "$CUDA" = 1 ] && has pycuda && ! run "$VENV/bin/quamba-edge" verify "$MODEL" --backend cuda; then
+        WITH=(--backend cpu)
+        echo '   The GPU does not say what it must: use --backend cpu, and please report the lines above.'
+    fi
+    run "$VENV/bin/quamba-edge" run "$MODEL" --prompt 'Once upon a time' --max-tokens 16 "${WITH[@]}" || CODE=4
+    echo "To talk: quamba-edge chat $MODEL${WITH[*]:+ ${WITH[*]}}"
 fi
 [[ :$PATH: = *:$BIN:* ]] || echo "$BIN is not on the path of this shell: export PATH=$BIN:\$PATH, or log in again"
 exit "$CODE"
