@@ -18,7 +18,6 @@ from quamba_edge.errors import BadUsage, HashMismatch, Missing
 from quamba_edge.ops.op import all_ops
 from quamba_edge.profile.ops import ceilings
 from quamba_edge.runtime.session import Engine, Session
-from tests.cuda.emulator import Emulator, build
 from tests.cuda.fake_device import FakeDevice
 from tests.cuda.test_whole_model import logits_of
 from tests.golden.make import HERE
@@ -28,13 +27,6 @@ from tests.ops.test_every_op import variants
 
 needs_compiler = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 OPS = all_ops()
-
-
-@pytest.fixture(scope="module")
-def emulator():
-    running = Emulator(build())
-    yield running
-    running.close()
 
 
 @pytest.fixture(autouse=True)

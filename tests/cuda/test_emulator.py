@@ -44,13 +44,6 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def emulator():
-    running = Emulator(build())
-    yield running
-    running.close()
-
-
-@pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
     """One emulator of all the copies."""
     folder = tmp_path_factory.mktemp("faulty")

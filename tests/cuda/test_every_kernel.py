@@ -3,20 +3,13 @@
 import pytest
 
 from quamba_edge.ops.op import all_ops
-from tests.cuda.emulator import EmulatedBackend, Emulator, build
+from tests.cuda.emulator import EmulatedBackend
 from tests.native.build import why_not
 from tests.ops import harness
 from tests.ops.test_every_op import EVERY, variants
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 OPS = all_ops()
-
-
-@pytest.fixture(scope="module")
-def emulator():
-    running = Emulator(build())
-    yield running
-    running.close()
 
 
 @pytest.mark.parametrize(("name", "index"), EVERY)

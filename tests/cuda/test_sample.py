@@ -12,19 +12,12 @@ from quamba_edge.runtime.generate import generate
 from quamba_edge.runtime.sampling import Sampler, Sampling
 from quamba_edge.runtime.session import Engine, Session
 from quamba_edge.runtime.tokenizer import Tokenizer
-from tests.cuda.emulator import Emulator, Pointer, build
+from tests.cuda.emulator import Pointer
 from tests.cuda.fake_device import FakeDevice
 from tests.golden.make import HERE
 from tests.native.build import why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-
-
-@pytest.fixture(scope="module")
-def emulator():
-    running = Emulator(build())
-    yield running
-    running.close()
 
 
 def choose(emulator, logits, request, backwards=False) -> int:

@@ -72,13 +72,19 @@ def test_one_board_from_its_first_run_on(tmp_path, kit):
     service_puts_units_below_the_root_once(board, kit)
 
 
-def first_run_on_a_terminal(board, kit):
+def answered(board, kit, answer):
+    """setup.sh on a terminal, where somebody types `answer`."""
     ours, theirs = pty.openpty()
-    os.write(ours, b"y\n")
+    os.write(ours, answer)
     command = ["bash", str(kit / "setup.sh"), "--root", str(board.root)]
     done = subprocess.run(command, env=board.environment, stdin=theirs, capture_output=True, text=True, timeout=120)
     os.close(ours)
     os.close(theirs)
+    return done
+
+
+def first_run_on_a_terminal(board, kit):
+    done = answered(board, kit, b"y\n")
     assert done.returncode == 0, done.stdout + done.stderr
     prefix = board.home / ".quamba-edge"
     model = prefix / "bundles" / "tale.qedge"
@@ -191,12 +197,7 @@ def test_refusals(board, kit, options, code, told):
 
 
 def test_no_is_no(board, kit):
-    ours, theirs = pty.openpty()
-    os.write(ours, b"n\n")
-    command = ["bash", str(kit / "setup.sh"), "--root", str(board.root)]
-    done = subprocess.run(command, env=board.environment, stdin=theirs, capture_output=True, text=True, timeout=60)
-    os.close(ours)
-    os.close(theirs)
+    done = answered(board, kit, b"n\n")
     assert done.returncode == 2 and done.stdout.endswith("Nothing was changed.\n") and board.files() == {}
 
 
