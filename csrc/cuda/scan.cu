@@ -24,11 +24,12 @@ __device__ inline void scan(const X* x, const float* x_scale, const float* dt, c
                             int steps, int E, int N) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x, n = i % SHARE * HELD, sequence = blockIdx.y;
     const bool used = i / SHARE < E;
-    const int e = used ? i / SHARE : 0;  // idle lanes go along, because shuffles want whole warps
+    // Idle lanes go along, because shuffles want whole warps; of channel 0, without its states: their owner writes them.
+    const int e = used ? i / SHARE : 0, held = used ? N : 0;
     state += (size_t(sequence) * E + e) * N;
     float s[HELD], a[HELD];
-    load_state(s, state, n, N, state_rows[e], state_cols);
-    load_four(a, A + size_t(e) * N, n, N, N % HELD == 0);
+    load_state(s, state, n, held, state_rows[e], state_cols);
+    load_four(a, A + size_t(e) * N, n, held, N % HELD == 0);
     const float scale = x_scale ? x_scale[e] : 1.0f, bias = dt_bias[e], skip = D[e];
     for (int t = 0; t < steps; t++) {
         const size_t m = size_t(sequence) * steps + t;
@@ -36,7 +37,7 @@ __device__ inline void scan(const X* x, const float* x_scale, const float* dt, c
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < HELD; j++)
-            if (n + j < N) {
+            if (n + j < held) {
                 s[j] = expf(d * a[j]) * s[j] + dv * B[m * B_stride + n + j];
                 sum += C[m * C_stride + n + j] * s[j];
             }

@@ -15,6 +15,7 @@
 
 #include "../cpu/half.h"
 #include "fiber.h"
+#include "races.h"
 
 #define __global__
 #define __device__
@@ -58,7 +59,7 @@ struct Copy {
 
 struct Thread {
     dim3 index;
-    unsigned lane, collectives;
+    unsigned number, lane, collectives;
     Warp* warp;
     bool done;
     std::vector<Copy> copies;
@@ -126,7 +127,10 @@ void copies_wait(unsigned left);
 #define gridDim (quamba::emu::grid_size)
 
 inline void __syncthreads() { quamba::emu::block_barrier(); }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { quamba::emu::warp_barrier(mask); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+    quamba::emu::races_warp();
+    quamba::emu::warp_barrier(mask);
+}
 
 template <class T>
 inline T __shfl_xor_sync(unsigned mask, T value, int other) {
@@ -172,12 +176,14 @@ inline float __int_as_float(int32_t bits) { return __uint_as_float(uint32_t(bits
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __dsub_rn(double a, double b) { return a - b; }
 // One operating system thread: nothing comes between.
-inline int atomicAdd(int* at, int v) {
+QUAMBA_UNWATCHED inline int atomicAdd(int* at, int v) {
+    quamba::emu::races_atomic(at, sizeof v);
     const int before = *at;
     *at += v;
     return before;
 }
-inline int atomicMax(int* at, int v) {
+QUAMBA_UNWATCHED inline int atomicMax(int* at, int v) {
+    quamba::emu::races_atomic(at, sizeof v);
     const int before = *at;
     if (v > before) *at = v;
     return before;

@@ -1,13 +1,4 @@
-/* Runs single kernels that it is told to run: a program of its own, so that AddressSanitizer sees every byte it
- * touches.
- *
- * On standard input come launches; on standard output goes, for each, a "!" and the buffers as the kernel left them
- * (tests/cuda/emulator.py is the other end).  Every buffer is an allocation of exactly its size: one element beyond
- * its end is an error.  Integers are little-endian:
- *
- *     u32 length, the kernel's name; u32 grid x y z, block x y z, shared bytes, reversed
- *     u32 buffers, for each u64 size, bytes
- *     u32 arguments, for each u32 kind (0 pointer, 1 int, 2 float), u32 buffer, u64 offset or bits */
+/* Blocks and threads: what runs a kernel's code.  serve.cpp and driver.cpp are told what to run. */
 #include "emulator.h"
 
 #include <string>
@@ -53,6 +44,7 @@ void run_block(bool reversed, char* memory) {
         t.done = false;
         t.copies.clear();
         t.groups = 0;
+        t.number = i;
         prepare(t.fiber, memory + STACK * i, STACK, thread_entry);
     }
     for (unsigned left = count; left;) {
@@ -68,59 +60,22 @@ void run_block(bool reversed, char* memory) {
     }
 }
 
-void read(void* into, size_t bytes) {
-    if (fread(into, 1, bytes, stdin) != bytes) exit(0);  // the other end has gone
-}
-template <class T>
-T read() {
-    T value;
-    read(&value, sizeof value);
-    return value;
-}
-
-void serve_one(char* memory) {
-    std::string name(read<uint32_t>(), ' ');
-    read(&name[0], name.size());
-    grid_size = read<dim3>();
-    block_size = read<dim3>();
-    const uint32_t shared_bytes = read<uint32_t>(), reversed = read<uint32_t>();
-    std::vector<std::pair<char*, uint64_t>> buffers(read<uint32_t>());
-    for (auto& buffer : buffers) {
-        buffer.second = read<uint64_t>();
-        if (posix_memalign(reinterpret_cast<void**>(&buffer.first), 64, buffer.second)) fail("no memory");
-        read(buffer.first, buffer.second);
-    }
-    std::vector<Argument> given(read<uint32_t>());
-    for (Argument& a : given) {
-        a.kind = read<uint32_t>();
-        const uint32_t buffer = read<uint32_t>();
-        a.bits = read<uint64_t>();
-        if (a.kind == POINTER) a.bits += reinterpret_cast<uint64_t>(buffers.at(buffer).first);
-    }
-    running = entries;
-    while (running && name != running->name) running = running->next;
-    if (!running) fail(("there is no kernel " + name).c_str());
-    if (size_t(running->arity) != given.size()) fail((name + " takes another number of arguments").c_str());
-    count = block_size.x * block_size.y * block_size.z;
-    if (count == 0 || count > MOST_THREADS) fail("a block has 1 to 1024 threads");
-    arguments = given.data();
-    late = reversed;
-    const uint64_t blocks = uint64_t(grid_size.x) * grid_size.y * grid_size.z;
-    for (uint64_t i = 0; i < blocks; i++) {
-        const uint64_t b = reversed ? blocks - 1 - i : i;
-        block_index = {unsigned(b % grid_size.x), unsigned(b / grid_size.x % grid_size.y),
-                       unsigned(b / grid_size.x / grid_size.y)};
-        if (posix_memalign(reinterpret_cast<void**>(&shared), 16, shared_bytes ? shared_bytes : 16)) fail("no memory");
-        memset(shared, 0xff, shared_bytes);  // NaN: shared memory is not zero at the start
-        run_block(reversed, memory);
-        free(shared);
-    }
-    fputc('!', stdout);
-    for (auto& buffer : buffers) {
-        fwrite(buffer.first, 1, buffer.second, stdout);
-        free(buffer.first);
-    }
-    fflush(stdout);
+/* Stacks for a block's threads, once. */
+char* prepare_stacks() {
+    threads = new Thread[MOST_THREADS];
+    char* memory = stacks(STACK * MOST_THREADS);
+    if (!memory) fail("no memory for stacks");
+#if defined(__SANITIZE_ADDRESS__)
+    // The scheduler's stack is the process's; the sanitizer wants its bounds when it goes back there.
+    pthread_attr_t attributes;
+    void* bottom;
+    size_t size;
+    pthread_getattr_np(pthread_self(), &attributes);
+    pthread_attr_getstack(&attributes, &bottom, &size);
+    scheduler.stack = bottom;
+    scheduler.size = size;
+#endif
+    return memory;
 }
 
 }  // namespace
@@ -128,6 +83,34 @@ void serve_one(char* memory) {
 Entry::Entry(const char* n, void* f, int a, void (*c)(void*, const Argument*))
     : name(n), function(f), arity(a), call(c), next(entries) {
     entries = this;
+}
+
+const Entry* find(const char* name) {
+    const Entry* entry = entries;
+    while (entry && strcmp(name, entry->name)) entry = entry->next;
+    return entry;
+}
+
+void launch(const Entry& kernel, dim3 grid, dim3 block, size_t shared_bytes, bool reversed, const Argument* given) {
+    static char* const memory = prepare_stacks();
+    grid_size = grid;
+    block_size = block;
+    running = &kernel;
+    arguments = given;
+    late = reversed;
+    count = block.x * block.y * block.z;
+    if (count == 0 || count > MOST_THREADS) fail("a block has 1 to 1024 threads");
+    const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
+    for (uint64_t i = 0; i < blocks; i++) {
+        const uint64_t b = reversed ? blocks - 1 - i : i;
+        block_index = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y), unsigned(b / grid.x / grid.y)};
+        if (posix_memalign(reinterpret_cast<void**>(&shared), 16, shared_bytes ? shared_bytes : 16)) fail("no memory");
+        memset(shared, 0xff, shared_bytes);  // NaN: shared memory is not zero at the start
+        races_block(shared, shared_bytes);
+        run_block(reversed, memory);
+        free(shared);
+    }
+    self = nullptr;
 }
 
 void fail(const char* what) {
@@ -159,6 +142,7 @@ void copy_async(void* to, const void* from) {
     if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16)
         fail("an asynchronous copy between addresses that are no multiples of 16");
     Copy copy = {to, from, self->groups};
+    races_copy(to, from, true);
     if (!late) make(copy);
     self->copies.push_back(copy);
 }
@@ -170,8 +154,12 @@ void copies_end() {
 void copies_wait(unsigned left) {
     std::vector<Copy> kept;
     for (Copy& copy : self->copies) {
-        if (copy.group + left >= self->groups) kept.push_back(copy);
-        else if (late) make(copy);
+        if (copy.group + left >= self->groups) {
+            kept.push_back(copy);
+            continue;
+        }
+        if (late) make(copy);
+        races_copy(copy.to, copy.from, false);
     }
     self->copies.swap(kept);
 }
@@ -181,27 +169,11 @@ void block_barrier() {
     if (++arrived == count) {
         arrived = 0;
         generation++;
+        races_barrier();
         progressed();
     } else {
         while (generation == before) yield();
     }
-}
-
-void serve() {
-    threads = new Thread[MOST_THREADS];
-    char* memory = stacks(STACK * MOST_THREADS);
-    if (!memory) fail("no memory for stacks");
-#if defined(__SANITIZE_ADDRESS__)
-    // The scheduler's stack is the process's; the sanitizer wants its bounds when it goes back there.
-    pthread_attr_t attributes;
-    void* bottom;
-    size_t size;
-    pthread_getattr_np(pthread_self(), &attributes);
-    pthread_attr_getstack(&attributes, &bottom, &size);
-    scheduler.stack = bottom;
-    scheduler.size = size;
-#endif
-    for (;;) serve_one(memory);
 }
 
 }  // namespace emu
@@ -231,7 +203,3 @@ quamba_switch:
 .size quamba_switch, . - quamba_switch
 )");
 #endif
-
-int main() {
-    quamba::emu::serve();
-}

@@ -1,5 +1,5 @@
 /* How a kernel becomes callable by name: one `Entry` each, in the file that tests/cuda/emulator.py writes around a
- * .cu. */
+ * .cu; and how it is launched. */
 #pragma once
 #include <pthread.h>
 #include <unistd.h>
@@ -12,7 +12,7 @@
 namespace quamba {
 namespace emu {
 
-enum Kind : uint32_t { POINTER, INT, FLOAT };
+enum Kind : uint32_t { POINTER, INT, FLOAT, ANY };  // ANY: bytes of a driver's argument buffer, whatever they are
 
 struct Argument {
     uint32_t kind;
@@ -22,7 +22,7 @@ struct Argument {
 template <class T>
 inline T value_of(const Argument& a) {
     const uint32_t expected = std::is_pointer<T>::value ? POINTER : std::is_same<T, float>::value ? FLOAT : INT;
-    if (a.kind != expected) fail("an argument is of another kind than the kernel's");
+    if (a.kind != expected && a.kind != ANY) fail("an argument is of another kind than the kernel's");
     T value;
     memcpy(&value, &a.bits, sizeof(T));
     return value;
@@ -37,6 +37,11 @@ struct Entry {
 
     Entry(const char* name, void* function, int arity, void (*call)(void*, const Argument*));
 };
+
+const Entry* find(const char* name);  // or null
+
+/* One launch; blocks and threads in ascending order, or all in descending. */
+void launch(const Entry& kernel, dim3 grid, dim3 block, size_t shared_bytes, bool reversed, const Argument* arguments);
 
 template <class... Args>
 struct Kernel : Entry {

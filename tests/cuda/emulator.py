@@ -42,15 +42,21 @@ class EmulatorError(AssertionError):
 
 
 def build(
-    folder: Path = BUILD, sources: list[Path] | None = None, kernels: Callable[[str], list[str]] = launch.kernels
+    folder: Path = BUILD,
+    sources: list[Path] | None = None,
+    kernels: Callable[[str], list[str]] = launch.kernels,
+    target: str = "emulator",
 ) -> Path:
-    """The emulator with the kernels of `sources` (every .cu), made where it is not up to date; several processes may ask."""
+    """The emulator with the kernels of `sources` (every .cu), made where it is not up to date; several processes may ask.
+
+    target: "emulator", under sanitizers, or "races", which sees accesses that no barrier orders.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         chosen = sources or sorted(CUDA.glob("*.cu"))
         for old in {p.stem for p in folder.glob("*.cpp")} - {p.stem for p in chosen}:  # of a kernel that is no more
-            for kind in ("cpp", "o"):
+            for kind in ("cpp", "asan.o", "races.o", "driver.o"):
                 (folder / f"{old}.{kind}").unlink(missing_ok=True)
         for source in chosen:
             entries = [f'static quamba::emu::Kernel entry_{n}("{n}", {n});' for n in kernels(source.stem)]
@@ -58,8 +64,8 @@ def build(
             wrapper = folder / f"{source.stem}.cpp"
             if not wrapper.is_file() or wrapper.read_text() != text:
                 wrapper.write_text(text)
-        make("emulator", folder, os.environ.get("CXX", "g++"))
-    return folder / "emulator"
+        make(target, folder, os.environ.get("CXX", "g++"))
+    return folder / target
 
 
 @dataclass(frozen=True)

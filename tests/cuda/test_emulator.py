@@ -23,8 +23,8 @@ FAULTS = {
     "linear_chunk": ("copies_wait<STAGES - 2>()", "copies_wait<STAGES - 1>()", "linear_w4a8", 7, "errs by|depends"),
     "rmsnorm": ("size_t(blockIdx.x) * x_stride", "size_t(blockIdx.x) * K", "rmsnorm_f16", 2, "errs by"),
     "scan": (
-        "const int e = used ? i / SHARE : 0;",
-        "if (!used) return; const int e = i / SHARE;",
+        "const int e = used ? i / SHARE : 0, held",
+        "if (!used) return; const int e = i / SHARE, held",
         "scan_f32",
         1,
         "wait for",
