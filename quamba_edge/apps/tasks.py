@@ -17,7 +17,7 @@ from quamba_edge.runtime.session import Engine
 from quamba_edge.runtime.tokenizer import Tokenizer
 from quamba_edge.tasks import rows, run
 from quamba_edge.tasks.prompts import FEWSHOT
-from quamba_edge.tasks.reader import BLOCK, BundleReader, Reader
+from quamba_edge.tasks.reader import BATCHES, BLOCK, BundleReader, Reader
 
 table = run.table
 
@@ -87,6 +87,7 @@ class CheckpointReader(Reader):
     """A checkpoint by the torch reference in float32."""
 
     name = "torch reference"
+    sizes = (32, 16, *BATCHES)  # no plan is recorded for each; beyond 32 short texts nothing more is won
     _states: Any  # of all layers, for the sequences that go on together
 
     def __init__(self, checkpoint: Any):

@@ -27,17 +27,19 @@ class Reader(ABC):
 
     vocab_size  ids that may be predicted
     state_bytes of one sequence
+    sizes       numbers of sequences that may go on together, largest first, memory allowing
     """
 
     name: str
     vocab_size: int
     state_bytes: int = 0
+    sizes: tuple[int, ...] = BATCHES
 
     @property
     def batches(self) -> tuple[int, ...]:
         """How many sequences may go on together, largest first."""
         each = max(4 * BLOCK * self.vocab_size, self.state_bytes)
-        return tuple(n for n in BATCHES if n == 1 or n * each <= LOGITS_BYTES)
+        return tuple(n for n in self.sizes if n == 1 or n * each <= LOGITS_BYTES)
 
     @property
     def room(self) -> int:

@@ -48,15 +48,20 @@ def ask(
 
 def answer(target: Target, asked: Asked, progress: Progress = lambda done, total, text: None) -> dict[str, Any]:
     """{acc, acc_stderr, acc_ci95, ..., n, fewshot, backend} of a task."""
-    every = [q for part in asked.parts.values() for q in part]
-    requests = [request(target.tokenizer.encode, target.prefix, *pair) for q in every for pair in q.pairs]
-    scores = iter(scoring.score(target.reader, requests, lambda done: progress(done, len(requests), asked.task)))
-    parts = {}
-    for name, part in asked.parts.items():
-        mine = [[next(scores) for _ in q.pairs] for q in part]
-        parts[name] = results.part(asked.task, part, mine)
+    found = scores(target, asked, progress)
+    parts = {name: results.part(asked.task, part, found[name]) for name, part in asked.parts.items()}
     summary = results.summarize(asked.task, parts)
     return {**summary, "fewshot": asked.fewshot, "backend": target.reader.name}
+
+
+def scores(
+    target: Target, asked: Asked, progress: Progress = lambda done, total, text: None
+) -> dict[str, list[list[scoring.Score]]]:
+    """By subtask, a list for each question: one score for each of its pairs."""
+    every = [q for part in asked.parts.values() for q in part]
+    requests = [request(target.tokenizer.encode, target.prefix, *pair) for q in every for pair in q.pairs]
+    found = iter(scoring.score(target.reader, requests, lambda done: progress(done, len(requests), asked.task)))
+    return {name: [[next(found) for _ in q.pairs] for q in part] for name, part in asked.parts.items()}
 
 
 def table(found: dict[str, dict[str, Any]], metrics: Sequence[str] = ("acc", "acc_norm", "perplexity")) -> str:

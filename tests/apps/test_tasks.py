@@ -10,6 +10,8 @@ from quamba_edge.cli import main
 from quamba_edge.errors import BadCheckpoint, BadText, BadUsage
 from quamba_edge.runtime.session import Engine
 from quamba_edge.runtime.tokenizer import Tokenizer
+from quamba_edge.tasks.scoring import score
+from quamba_edge.tasks.tokens import Request
 from tests.apps import tiny_bundle
 
 ARC = [
@@ -105,6 +107,11 @@ def test_a_checkpoint_is_read_in_pieces_as_at_once(family, data, tmp_path):
     assert not np.allclose(chances, expected)
     wanted = np.take_along_axis(exact[1:3, 140:149], ids[1:3, 141:, None], -1)[..., 0]
     assert np.allclose(expected, wanted, atol=1e-4)
+    asked = [Request((1,), tuple(rng.integers(0, 257, 5).tolist())) for _ in range(50)]  # read as 32, 16, 2
+    assert one.batches[0] == 32
+    together = [s.logp for s in score(one, asked)]
+    one.sizes = (1,)
+    assert np.allclose(together, [s.logp for s in score(one, asked)], atol=1e-4)
     found = app.evaluate(str(folder), "blimp,arc_easy", data)
     assert found["blimp"]["backend"] == "torch reference" and found["arc_easy"]["n"] == 4
 

@@ -78,16 +78,15 @@ def scan(
 
     Returns y (B, L, E), without the D term, and the states at the chunks' ends (B, chunks, E, N).
     """
+    dx = dt * x
     h, ends, ys = initial, [], []
     for at in range(0, x.shape[1], chunk):
         part = slice(at, at + chunk)
-        decay = (dt[:, part, :, None] * A).exp()  # (B, chunk, E, N)
-        added = (dt * x)[:, part, :, None] * B[:, part, None, :]
-        states = []
-        for t in range(decay.shape[1]):
-            h = decay[:, t] * h + added[:, t]
-            states.append(h)
-        ys.append(torch.einsum("blen,bln->ble", torch.stack(states, 1), C[:, part]))
+        decay = (dt[:, part, :, None] * A).exp_()  # (B, chunk, E, N)
+        states = dx[:, part, :, None] * B[:, part, None, :]  # what is added, until a state is made of it
+        for ratio, state in zip(decay.unbind(1), states.unbind(1)):
+            h = state.addcmul_(ratio, h)  # in place: large memory that is asked for anew costs more than the arithmetic
+        ys.append((states @ C[:, part, :, None]).squeeze(-1))
         ends.append(h)
     return torch.cat(ys, 1), torch.stack(ends, 1)
 
