@@ -99,7 +99,7 @@ def pack(
         chosen = chosen.with_method(method)
     check_recipe(chosen, checkpoint.family, checkpoint.config)
     if eval_tokens is None:
-        eval_tokens = 4096 if parameters < SMALL // 4 else length
+        eval_tokens = default_eval_tokens(parameters, length)
     template = checkpoint.chat_template if chat_template is None else read_template(chat_template)
     draw = Draw(samples, length, math.ceil(eval_tokens / length), seed)
     job = {
@@ -137,6 +137,11 @@ def pack(
         8 * weight_bytes / parameters,
         words is not None,
     )
+
+
+def default_eval_tokens(parameters: int, length: int) -> int:
+    """Held-out tokens that a bundle is measured on: one window of large models, whose numpy run is slow."""
+    return 4096 if parameters < SMALL // 4 else length
 
 
 def read_template(path: Path) -> str:

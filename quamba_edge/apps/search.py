@@ -30,7 +30,7 @@ def sensitivity(options: Mapping[str, Any], progress: Any, command: list[str]) -
 
 
 def search(options: Mapping[str, Any], progress: Any, command: list[str]) -> Any:
-    """Search; OUT/recipe.json is the winner, OUT/front.json what was found, OUT/front.png its picture where matplotlib is here."""
+    """Search; OUT/best.qedge is the winner, OUT/recipe.json its recipe, OUT/front.json what was found, OUT/front.png its picture where matplotlib is here."""
     if not find_spec("optuna"):
         raise Missing("search needs optuna, which is not here: pip install 'quamba-edge[search]'")
     checkpoint, out = _open(options), Path(options["out"])
@@ -57,8 +57,8 @@ def sensitivity_text(found: Any) -> str:
     return table(found)
 
 
-def search_text(found: Any, out: Path) -> str:
-    """The winner beside what needs no search, and how to pack it."""
+def search_text(found: Any) -> str:
+    """The winner beside what needs no search, and where it lies."""
     from quamba_edge.search.space import written
 
     kinds = list(found.budgets)
@@ -78,7 +78,7 @@ def search_text(found: Any, out: Path) -> str:
     lines += [
         "",
         written(found.winner.given),
-        f"pack it: quamba-edge pack CHECKPOINT -o OUT.qedge --recipe {shlex.quote(str(out / 'recipe.json'))}",
+        f"run it: quamba-edge run {shlex.quote(found.bundle)}",
     ]
     return "\n".join(lines)
 

@@ -74,17 +74,18 @@ class Bundle:
         the bundle keeps.  Raises HashMismatch naming it if it was damaged."""
         t = self.manifest.tensors.get(name)
         if t is None or layouts.as_read(t.layout) == t.layout:
-            return self._stored(name)
+            return self.stored(name)
         with self._lock:
             found = self._widened.get(name)
         if found is None:
-            found = layouts.widen(t.layout, self._stored(name), t.shape)
+            found = layouts.widen(t.layout, self.stored(name), t.shape)
             found.flags.writeable = False
             with self._lock:
                 found = self._widened.setdefault(name, found)
         return found
 
-    def _stored(self, name: str) -> np.ndarray:
+    def stored(self, name: str) -> np.ndarray:
+        """The array as it lies in the file, read-only and mapped.  Raises as `tensor`."""
         entry = self._place(name)
         start, count = entry.start, entry.nbytes // header.BYTES[entry.dtype]
         stored = np.frombuffer(self._mapped(), NUMPY[entry.dtype], count, start)
@@ -102,7 +103,7 @@ class Bundle:
         """
         t = self.manifest.tensors.get(name)
         if t is not None and layouts.as_read(t.layout) != t.layout:
-            wide = layouts.widen(t.layout, self._stored(name), t.shape).reshape(-1).view(np.uint8)
+            wide = layouts.widen(t.layout, self.stored(name), t.shape).reshape(-1).view(np.uint8)
             return lambda start, into: np.copyto(into, wide[start : start + into.nbytes])
         entry, seen, file = self._place(name), hashlib.sha256(), self._file.fileno()
         unchecked = name in self._unchecked
@@ -128,17 +129,17 @@ class Bundle:
 
     def logical(self, name: str) -> np.ndarray:
         """The decoded array in its logical shape: codes as integers, scales and vectors as floats."""
-        stored, t = self._stored(name), self.manifest.tensors[name]
+        stored, t = self.stored(name), self.manifest.tensors[name]
         return layouts.unpack(t.layout, stored, t.shape)
 
     def rows(self, name: str, a: int, b: int) -> np.ndarray:
         """Decoded rows [a, b) of it; a is a multiple of 16."""
-        stored, t = self._stored(name), self.manifest.tensors[name]
+        stored, t = self.stored(name), self.manifest.tensors[name]
         return layouts.unpack_rows(t.layout, stored, t.shape, a, b)
 
     def gather(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Decoded single rows (M,) -> (M, ...), reading only those (and, the first time, all of it for its hash)."""
-        stored, t = self._stored(name), self.manifest.tensors[name]
+        stored, t = self.stored(name), self.manifest.tensors[name]
         return layouts.gather(t.layout, stored, t.shape, rows)
 
     @property

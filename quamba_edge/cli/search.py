@@ -23,7 +23,7 @@ def search(args: argparse.Namespace) -> Outcome:
 
     with Progress() as progress:
         found = app.search({**vars(args), "checkpoint": args.CHECKPOINT}, progress, args.command)
-    return Outcome(found.to_json(), app.search_text(found, args.out))
+    return Outcome(found.to_json(), app.search_text(found))
 
 
 # fmt: off
@@ -54,7 +54,7 @@ VERBS = (
         search,
         (
             CHECKPOINT,
-            flag("-o --out", "DIR", "folder for recipe.json, front.json, front.png, and the model packed in every mode", type=Path, required=True),
+            flag("-o --out", "DIR", "folder for best.qedge, recipe.json, front.json, front.png, and the model packed in every mode", type=Path, required=True),
             flag("--budget", "KIND=N", "a16=4, bytes=3.1MB, decode=2.5ms, prefill=80ms or energy=40mJ; may be repeated, the first is the front's axis", action="append", default=[], required=True),
             flag("--recipe", "R", "what a layer may have: w4ax (w4a8 or w4a16), wxa8, wxax, or choices such as w4a8,w8a8,w4a8/out_proj=8 (w4ax)", default="w4ax"),
             flag("--ends", "M,M", "modes that embedding and head may have, such as w8a8,w4a8; without it, the shipped recipes'"),

@@ -14,13 +14,14 @@ import numpy as np
 
 from quamba_edge.bundle.writer import replacing
 from quamba_edge.errors import BadUsage
-from quamba_edge.quant.walk import Progress
+from quamba_edge.quant.walk import Progress, parameter_count
 from quamba_edge.search import study, walks
 from quamba_edge.search.objective import Objective, asked
 from quamba_edge.search.sensitivity import CHOICES, ENDS_CHOICES, Sensitivity
 from quamba_edge.search.sensitivity import sensitivity as measure_all
 from quamba_edge.search.space import SETS, Assignment, Space
 from quamba_edge.search.store import FIXED, is_small, lone, open_store
+from quamba_edge.search.winner import write
 from quamba_edge.search.wish import Engines, Text, Wish, budgets
 
 RANDOM = 3  # random recipes that the winner is compared with
@@ -41,10 +42,12 @@ class Row:
 class Found:
     """What a search found.  front: measured assignments that no other beats in score and in the first budget's cost, cheapest first.
 
-    score is "kl" or "1 - accuracy"; `recipe` is that of the winner, for `pack --recipe`; workers: measured trials of each process.
+    score is "kl" or "1 - accuracy"; `bundle` is the winner, as it was measured, and `recipe` its recipe, for `pack --recipe`;
+    workers: measured trials of each process.
     """
 
     checkpoint: str
+    bundle: str
     recipe: dict[str, Any]
     winner: Row
     baselines: tuple[Row, ...]
@@ -141,9 +144,12 @@ def search(checkpoint: Any, folder: Path, text: Text, engines: Engines, wish: Wi
         others = {f"uniform {c}": space.uniform(c) for c in space.choices}
         others |= {"first": walks.first(space, within), "last": walks.last(space, within), "greedy": path[-1]}
         others |= {f"random {i + 1}": walks.drawn(space, within, generator) for i in range(RANDOM)}
+        recipe = space.recipe(winner.given, "w4ax" if wish.recipe.lower() == "w4ax" else "searched")
+        progress(wish.trials, wish.trials, "writing the winner")
         return Found(
             checkpoint=checkpoint.name,
-            recipe=space.recipe(winner.given, "w4ax" if wish.recipe.lower() == "w4ax" else "searched").to_json(),
+            bundle=str(write(store, winner.given, recipe, parameter_count(checkpoint))),
+            recipe=recipe.to_json(),
             winner=row("search", {p: winner.given[p] for p in space.places}),
             baselines=tuple(row(n, g) for n, g in others.items()),
             front=tuple(point(p) for p in study.front(fitting)),

@@ -33,15 +33,16 @@ class Source:
     ids: np.ndarray | None
     plain: np.ndarray  # (M,): sum of p log p over the kept ids
     rest: np.ndarray  # (M,): chance of all other ids together
+    nll: np.ndarray  # (T,): mean nats of a window's tokens but the first
 
     @classmethod
-    def of(cls, tokens: np.ndarray, chances: np.ndarray, ids: np.ndarray | None) -> Source:
+    def of(cls, tokens: np.ndarray, chances: np.ndarray, ids: np.ndarray | None, nll: np.ndarray) -> Source:
         plain, rest = np.empty(len(chances)), np.empty(len(chances))
         for a in range(0, len(chances), 1024):
             p = chances[a : a + 1024].astype(np.float64)
             plain[a : a + 1024] = (p * np.log(np.maximum(p, 1e-300))).sum(1)
             rest[a : a + 1024] = np.maximum(0.0, 1.0 - p.sum(1)) if ids is not None else 0.0
-        return cls(tokens, chances, ids, plain, rest)
+        return cls(tokens, chances, ids, plain, rest, nll)
 
     def divergence(self, where: slice, logits: np.ndarray) -> np.ndarray:
         """Nats (m,) by which logits (m, V) at the positions `where` differ: KL of the model's next-token distribution from the source's."""
@@ -59,42 +60,48 @@ class Source:
 
 def load(folder: Path, tokens: np.ndarray, checkpoint: Any) -> Source:
     """The source's predictions for tokens (T, L), computed and written into `folder` where they are not there yet."""
-    chances, ids = folder / "source-chances.npy", folder / "source-ids.npy"
+    chances, ids, nll = (folder / f"source-{what}.npy" for what in ("chances", "ids", "nll"))
     if not chances.is_file():
-        found, names = predictions(checkpoint, tokens)
-        if names is not None:
-            with replacing(ids) as f:
-                np.save(f, names)
-        with replacing(chances) as f:  # last: that it is there says that both are
-            np.save(f, found)
+        found, names, lost = predictions(checkpoint, tokens)
+        for path, array in (
+            (ids, names),
+            (nll, lost),
+            (chances, found),
+        ):  # chances last: that they are there says that all are
+            if array is not None:
+                with replacing(path) as f:
+                    np.save(f, array)
     kept = np.load(ids, mmap_mode="r") if ids.is_file() else None
-    return Source.of(tokens, np.load(chances, mmap_mode="r"), kept)
+    return Source.of(tokens, np.load(chances, mmap_mode="r"), kept, np.load(nll))
 
 
 @torch.no_grad()
 def predictions(
     checkpoint: Any, tokens: np.ndarray, keep_bytes: int = KEEP_BYTES
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Chances (M, k) f32 of the k likeliest next ids of every position of tokens (T, L), and the ids, or None where k is all of them."""
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Chances (M, k) f32 of the k likeliest next ids of every position of tokens (T, L), the ids, or None where k is all of them, and
+    the mean nats (T,) that the source needs for a window's tokens but the first."""
     x = final_stream(checkpoint, tokens).flatten(0, 1)
     vocabulary, count = checkpoint.config.true_vocab_size, len(x)
-    if 4 * count * vocabulary <= keep_bytes:
-        logits = torch.cat([x @ w[: max(0, vocabulary - a)].T for a, w in slabs(checkpoint, "lm_head.weight")], 1)
-        return logits.softmax(1).numpy(), None
-    k = max(1, keep_bytes // (8 * count))
+    k = vocabulary if 4 * count * vocabulary <= keep_bytes else max(1, keep_bytes // (8 * count))
+    following = torch.from_numpy(np.roll(tokens, -1, 1).reshape(-1).astype(np.int64))
     best, ids, total = torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int32), torch.full((count,), -torch.inf)
+    aimed = torch.empty(count)
     for a, w in slabs(checkpoint, "lm_head.weight"):
         w = w[: max(0, vocabulary - a)]
         if not len(w):
             break
         logits = x @ w.T
         total = torch.logaddexp(total, logits.logsumexp(1))
+        here = (following >= a) & (following < a + len(w))
+        aimed[here] = logits[here, following[here] - a]
         names = torch.arange(a, a + len(w), dtype=torch.int32).expand(count, -1)
         best, ids = torch.cat([best, logits], 1), torch.cat([ids, names], 1)
         if best.shape[1] > k:
             best, at = best.topk(k, 1)
             ids = ids.gather(1, at)
-    return (best - total[:, None]).exp().numpy(), ids.numpy()
+    nll = (total - aimed).double().reshape(tokens.shape)[:, :-1].mean(1)
+    return best.sub_(total[:, None]).exp_().numpy(), None if k == vocabulary else ids.numpy(), nll.numpy()
 
 
 @torch.no_grad()

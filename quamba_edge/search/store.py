@@ -5,6 +5,7 @@
     text.work/                     the token windows: to calibrate on, and to measure on
     source-*.npy                   search/source.py
     study.journal                  search/study.py
+    best.qedge                     search/winner.py
 
 Whoever comes second to an unfinished folder waits for the first.  The bundles run like any other, so that `bench --profile` on a board
 gives the cost table of the search.
@@ -50,12 +51,22 @@ class Store:
     job: dict[str, Any]
 
     def mix(self, given: Assignment, ends: Mapping[str, str] | None = None) -> Mix:
-        """The model of an assignment; `ends` may give "embedding" or "head", where they are two matrices, a mode of its own."""
+        """The model of an assignment; `ends` may give "embedding" or "head", where they are two matrices, a mode of its own.
+
+        A site that is fed 8 bits takes the weight of the mode with 16-bit activations where that is here: so choosing activations
+        changes nothing else, and a layer's weights are fitted to the layers before it whatever these are fed.
+        """
         where = {part: self.ends[(ends or {}).get(part, given[ENDS])] for part in ("embedding", "head")}
         for place, name in given.items():
             if place != ENDS:
                 modes = Choice.parse(name).modes
-                where |= {place: modes["in_proj"], f"{place}.out_proj": modes["out_proj"]}
+                where[place] = modes["in_proj"]
+                for site, mode in modes.items():
+                    plain = f"{mode.split('a')[0]}a16"
+                    where |= {
+                        f"{place}.{site}": mode,
+                        f"{place}.{site}.weight": plain if plain in self.bundles else mode,
+                    }
         return Mix(self.bundles, where)
 
     def close(self) -> None:

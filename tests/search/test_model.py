@@ -53,10 +53,13 @@ def test_the_source_predicts_what_the_reference_does(made):
     lm = models.find(checkpoint.family, "reference").LM.from_checkpoint(checkpoint)
     with torch.no_grad():
         exact = lm(torch.from_numpy(tokens))[0][..., : checkpoint.config.true_vocab_size].double().softmax(-1)
-    exact = exact.flatten(0, 1).numpy()
-    chances, ids = source.predictions(checkpoint, tokens)
-    assert ids is None and np.abs(chances - exact).max() < 1e-5
-    few, ids = source.predictions(checkpoint, tokens, keep_bytes=60 * 8 * 10)
+    exact = exact.numpy()
+    nats = -np.log(np.take_along_axis(exact[:, :-1], tokens[:, 1:, None], 2))[..., 0].mean(1)
+    exact = exact.reshape(-1, exact.shape[-1])
+    chances, ids, nll = source.predictions(checkpoint, tokens)
+    assert ids is None and np.abs(chances - exact).max() < 1e-5 and np.abs(nll - nats).max() < 1e-5
+    few, ids, nll = source.predictions(checkpoint, tokens, keep_bytes=60 * 8 * 10)
+    assert np.abs(nll - nats).max() < 1e-5
     assert few.shape == (60, 10) == ids.shape
     assert np.abs(np.sort(few, 1) - np.sort(exact, 1)[:, -10:]).max() < 1e-5
     assert np.abs(few - np.take_along_axis(exact, ids.astype(int), 1)).max() < 1e-5
@@ -68,16 +71,16 @@ def test_divergence_is_that_of_the_definition_and_of_a_part_a_lower_bound():
     q = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     exact = (p * np.log(p / q)).sum(1)
     tokens = np.zeros((2, 4), int)
-    whole = source.Source.of(tokens, p.astype(np.float32), None)
+    whole = source.Source.of(tokens, p.astype(np.float32), None, np.zeros(2))
     assert np.allclose(whole.divergence(slice(0, 8), logits), exact, atol=2e-6)
     assert np.allclose(whole.divergence(slice(2, 5), logits[2:5]), exact[2:5], atol=2e-6)
     ids = np.argsort(-p, 1)[:, :12]
-    part = source.Source.of(tokens, np.take_along_axis(p, ids, 1).astype(np.float32), ids.astype(np.int32))
+    part = source.Source.of(tokens, np.take_along_axis(p, ids, 1).astype(np.float32), ids.astype(np.int32), np.zeros(2))
     found = part.divergence(slice(0, 8), logits)
     assert (found <= exact + 1e-6).all() and (found > 0).all() and not np.allclose(found, exact, atol=1e-4)
     steep = np.random.default_rng(3).normal(0, 4, (8, 4096)).astype(np.float32) - 9
     chances = np.exp(steep.astype(np.float64)) / np.exp(steep.astype(np.float64)).sum(1, keepdims=True)
-    long_tail = source.Source.of(tokens, chances.astype(np.float32), None)
+    long_tail = source.Source.of(tokens, chances.astype(np.float32), None, np.zeros(2))
     assert np.abs(long_tail.divergence(slice(0, 8), steep)).max() < 2e-6  # thousands of small terms count too
     same = np.log(p).astype(np.float32)
     assert np.abs(whole.divergence(slice(0, 8), same)).max() < 1e-6
@@ -86,11 +89,17 @@ def test_divergence_is_that_of_the_definition_and_of_a_part_a_lower_bound():
 
 def test_a_mix_of_one_mode_is_its_bundle_and_another_layer_is_another_model(made):
     space = space_of(made)
+    with opened(made, "w4a8") as store:
+        plain = divergences(Engine(store.bundles["w4a8"], "reference"), store.source)
+        assert (
+            divergences(Objective(store, "reference").engine(store.mix(space.uniform())), store.source) == plain
+        ).all()
     with opened(made, "w4a8", "w4a16") as store:
         objective = Objective(store, "reference")
         uniform = {m: divergences(objective.engine(store.mix(space.uniform(m))), store.source) for m in space.choices}
-        plain = divergences(Engine(store.bundles["w4a8"], "reference"), store.source)
-        assert (uniform["w4a8"] == plain).all()
+        plain = divergences(Engine(store.bundles["w4a16"], "reference"), store.source)
+        whole = store.mix({**space.uniform("w4a16"), "ends": "w8a16"})
+        assert (divergences(objective.engine(whole), store.source) == plain).all()
         mixed = objective.measure({**space.uniform(), "layers.1": "w4a16"})
         assert mixed.kl not in (mean(uniform["w4a8"]).kl, mean(uniform["w4a16"]).kl) and mixed.kl > 0
         manifest = store.mix({**space.uniform(), "layers.1": "w4a16"}).manifest
@@ -98,6 +107,19 @@ def test_a_mix_of_one_mode_is_its_bundle_and_another_layer_is_another_model(made
         assert manifest.check() is not None
         low = objective.with_layer_state(space.uniform(), 0, "i8")
         assert low.kl != objective.measure(space.uniform()).kl
+
+
+def test_what_a_layer_is_fed_changes_no_weight(made):
+    """Layer 0 fed 8 bits: the codes of 16-bit activations, the scales of 8-bit ones."""
+    space = space_of(made)
+    with opened(made, "w4a8", "w4a16") as store:
+        mix, (int8, plain) = store.mix({**space.uniform("w4a16"), "layers.0": "w4a8"}), store.bundles.values()
+        for site in ("in_proj", "out_proj"):
+            assert (mix.tensor(f"layers.0.{site}.codes") == plain.tensor(f"layers.0.{site}.codes")).all()
+            assert (mix.tensor(f"layers.0.{site}.in_scale") == int8.tensor(f"layers.0.{site}.in_scale")).all()
+            assert mix.manifest.sites[f"layers.0.{site}"]["act"] == 8
+        assert (mix.tensor("layers.0.conv.out_scale") == int8.tensor("layers.0.conv.out_scale")).all()
+        assert not any("scale" in n.split(".")[-1] and n.startswith("layers.1.conv") for n in mix.manifest.tensors)
 
 
 def test_a_site_of_another_mode(made):
@@ -158,9 +180,15 @@ def test_search_finds_the_front_of_the_whole_space(made, tmp_path, capsys):
     names = {r["name"].split()[0] for r in found["baselines"]}
     assert names == {"uniform", "first", "last", "greedy", "random"}
     assert json.loads((tmp_path / "out" / "recipe.json").read_text()) == found["recipe"]
+    with opened(made, "w4a8", "w4a16") as store, Bundle.open(found["bundle"]) as best:
+        assert best.manifest.recipe == found["recipe"] and len(best.manifest.golden) == 1
+        kl = mean(divergences(Engine(best, "auto"), store.source)).kl
+        assert kl == found["winner"]["kl"]  # what was measured is what was written
+        perplexity = best.manifest.perplexity
+        assert perplexity["source"] == pytest.approx(np.exp(store.source.nll.mean())) and perplexity["tokens"] == 3 * 31
     assert main([*words[:-1], "--trials", "9"]) == 0  # again: nothing is left to measure
     said = capsys.readouterr().out
-    assert "pack it: quamba-edge pack" in said and "4 recipes measured" in said
+    assert "run it: quamba-edge run out/best.qedge" in said and "4 recipes measured" in said
     assert (tmp_path / "out" / "front.png").stat().st_size > 5000
 
 
