@@ -21,6 +21,7 @@ from quamba_edge.errors import BadCheckpoint
 SPACE = "\u2581"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # a piece's type
 UNIGRAM, BPE = 1, 2
+MISTRAL = re.compile(r"\.model\.v\d+$")  # how Mistral's files are called, whose texts all begin with <s>
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def beside(folder: Path) -> Path | None:
 
 def is_model(path: Path) -> bool:
     """Whether a file is called like a SentencePiece model: NAME.model, or Mistral's tokenizer.model.v3."""
-    return re.search(r"\.model(\.v\d+)?$", path.name) is not None
+    return path.name.endswith(".model") or MISTRAL.search(path.name) is not None
 
 
 def tokenizer_json(path: Path) -> str:
@@ -66,7 +67,7 @@ def tokenizer_json(path: Path) -> str:
         raise BadCheckpoint(f"{path}: not a SentencePiece model ({e}); copy or download it again") from None
     if model.algorithm not in (UNIGRAM, BPE):
         raise BadCheckpoint(f"{path}: a SentencePiece model of words or characters, expected Unigram or BPE")
-    return convert(model)
+    return convert(model, MISTRAL.search(path.name) is not None)
 
 
 def parse(data: bytes) -> Model:
@@ -98,9 +99,9 @@ def parse(data: bytes) -> Model:
     )
 
 
-def convert(model: Model) -> str:
-    """tokenizer.json's text."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+def convert(model: Model, begins: bool = False) -> str:
+    """tokenizer.json's text; with `begins` every text begins with <s>, which the model itself does not say."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 
     unknown = next((i for i, p in enumerate(model.pieces) if p.type == UNKNOWN), None)
     ids = {p.text: i for i, p in enumerate(model.pieces)}
@@ -123,6 +124,8 @@ def convert(model: Model) -> str:
     exact = {"normalized": False}  # looked for in the text as it is given
     tokenizer.add_special_tokens([AddedToken(p.text, **exact) for p in model.pieces if p.type == CONTROL])
     tokenizer.add_tokens([AddedToken(p.text, **exact) for p in model.pieces if p.type == USER_DEFINED])
+    if begins and "<s>" in ids:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])
     return str(tokenizer.to_str())
 
 

@@ -38,9 +38,9 @@ class Model:
         return Session(self.engine, keep)
 
     def ids(self, prompt: Prompt, session: Session | None = None) -> list[int]:
-        """Token ids of a prompt: text as it stands, a conversation ({"role", "content"} each) by the model's template, or ids.
+        """Token ids of a prompt: text, a conversation ({"role", "content"} each) by the model's template, or ids.
 
-        Empty text is the model's beginning-of-text token.  Where text begins with what `session` has seen, the ids begin with
+        Text begins with what the tokenizer begins every text with, if anything (`Tokenizer.opened`).  Empty text is the model's beginning-of-text token.  Where text begins with what `session` has seen, the ids begin with
         the session's, so that its state serves: a model writes its words in other tokens than the tokenizer would.
         BadUsage without a beginning-of-text token or without a template.
         """
@@ -61,7 +61,7 @@ class Model:
         return ids
 
     def _encoded(self, text: str, session: Session | None) -> list[int]:
-        ids = self.tokenizer.encode(text)
+        ids = self.tokenizer.opened(text)
         if session is None or not session.seen.whole or session.seen.shared(ids) == session.count:
             return ids
         for count in (session.count, *session.snapshots.counts()):

@@ -45,6 +45,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._byte_level = (json.loads(text).get("decoder") or {}).get("type") == "ByteLevel"
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self._opening = self._put_before()
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`.  Special tokens written in the text become their ids; none are added.
@@ -58,6 +59,20 @@ class Tokenizer:
                 f"the text has no Unicode character at position {e.start}: expected UTF-8; check the terminal's locale"
             ) from None
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def opened(self, text: str) -> list[int]:
+        """Ids of a text that begins a prompt: with what this vocabulary begins every text with, unless it stands there already.
+
+        Llama's and Mistral's begin with <s>, GPT-NeoX's with nothing.  Raises as `encode`.
+        """
+        ids = self.encode(text)
+        return ids if ids[: len(self._opening)] == self._opening else [*self._opening, *ids]
+
+    def _put_before(self) -> list[int]:
+        """The ids that the file's post-processor puts before a text."""
+        whole, plain = (self._tokenizer.encode("a", add_special_tokens=added).ids for added in (True, False))
+        at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+        return list(whole[:at])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens spelled out; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""

@@ -81,6 +81,9 @@ def test_by_hand(tmp_path, algorithm):
     assert words.vocab_size == 264 and (words.bos_id(), words.eos_ids()) == (1, [2])
     assert words.encode("hi hi") == [259, 259] and words.decode([259, 259]) == "hi hi"
     assert words.encode("é") == [261, 3 + 0xC3, 3 + 0xA9] and words.decode(words.encode("hi é")) == "hi é"
+    assert words.opened("hi") == [1, 259] == words.opened("<s>hi") and words.opened("") == [1]  # Mistral's name
+    path.rename(tmp_path / "a.model")
+    assert BoardTokenizer(spm.tokenizer_json(tmp_path / "a.model")).opened("hi") == [259]
     stream = words.stream()
     assert [stream.push(i) for i in words.encode("hi é")] == ["hi", " ", "", "é"] and stream.flush() == ""
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HF
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from quamba_edge.errors import BadBundle, BadUsage
 from quamba_edge.runtime.tokenizer import Tokenizer
@@ -44,6 +44,18 @@ def byte_fallback() -> Tokenizer:
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     hf.decoder = decoders.Sequence(steps)
     return Tokenizer(hf.to_str())
+
+
+@pytest.mark.parametrize("single, opening", [("<s> $A", [1]), ("<s> $A </s>", [1]), ("$A </s>", []), ("$A", [])])
+def test_a_text_opens_as_its_vocabulary_opens_texts(single, opening):
+    hf = HF(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4}, unk_token="<unk>"))
+    hf.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    hf.add_special_tokens(["<s>", "</s>"])
+    hf.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 1), ("</s>", 2)])
+    words = Tokenizer(hf.to_str())
+    assert words.opened("b a") == [*opening, 4, 3] and words.encode("b a") == [4, 3]
+    assert words.opened("<s> b") == [1, 4]  # not twice
+    assert words.opened("") == opening
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
