@@ -19,9 +19,11 @@ MARGIN = 1e-3
 
 # Magnitudes are counted by their logarithm: OCTAVE bins for a factor of two, from 2^LOW to 2^HIGH.
 OCTAVE, LOW, HIGH = 32, -30, 34
+BINS = (HIGH - LOW) * OCTAVE
 PART = 1 << 20  # values counted at once
 # Shares of the largest magnitude that a static scale may cover, from which `searched_scale` takes the best.
 REACHES = tuple(0.95**k for k in range(48))  # down to 9 %
+COVERED = 0.99  # share of the tokens whose largest magnitude `covering_scale` covers
 
 
 class Observer:
@@ -32,6 +34,7 @@ class Observer:
     moments[site]  sum over tokens of v v^T for the inputs of a linear, (K, K), where `wanted` says "gptq", or its
                    diagonal alone, (K), where it says "rtn"
     counts[name]   `count` of the linears' inputs named in `spread`
+    tops[name]     `count_tops` of those named in `unnormed`
     """
 
     def __init__(
@@ -40,13 +43,15 @@ class Observer:
         wanted: Mapping[str, str] | None = None,
         percentile: float = 100.0,
         spread: Collection[str] = (),
+        unnormed: Collection[str] = (),
     ):
         self.rotate_out = rotate_out
         self.wanted = wanted or {}
-        self.percentile, self.spread = percentile, spread
+        self.percentile, self.spread, self.unnormed = percentile, spread, unnormed
         self.peak: dict[str, Tensor] = {}
         self.moments: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
+        self.tops: dict[str, Tensor] = {}
         self.states = 0  # seen
         self._quantiles: list[Tensor] = []  # of x, one per batch
 
@@ -55,9 +60,9 @@ class Observer:
             value = self.rotate_out(value)
         if name in LINEARS:
             self._raise(name, value.reshape(-1, 1))
-            if name in self.spread:
-                counted = count(value)
-                self.counts[name] = self.counts[name].add_(counted) if name in self.counts else counted
+            for names, way, seen in ((self.spread, count, self.counts), (self.unnormed, count_tops, self.tops)):
+                if name in names:
+                    seen[name] = seen[name].add_(way(value)) if name in seen else way(value)
         elif name == "x" and self.percentile < 100:
             self._average_quantile(value.flatten(0, 1))
         elif name in ("x", "B", "C", "state"):
@@ -69,6 +74,12 @@ class Observer:
             moment = flat.T @ flat if self.wanted[site] == "gptq" else flat.square().sum(0)
             self.moments[site] = self.moments[site].add_(moment) if site in self.moments else moment
         return value
+
+    def input_scale(self, name: str) -> Tensor:
+        """Static int8 scale (1) of the input of a linear, by what was counted of it."""
+        if name in self.tops:
+            return covering_scale(self.peak[name], self.tops[name])
+        return searched_scale(self.peak[name], self.counts[name]) if name in self.counts else scale_of(self.peak[name])
 
     def _raise(self, name: str, values: Tensor) -> None:
         """values (M, ...): the peak is over the first axis, found without a copy of the values."""
@@ -118,19 +129,28 @@ def scale_of(peak: Tensor) -> Tensor:
 def count(value: Tensor) -> Tensor:
     """How the magnitudes of value (..., K) spread over logarithmic bins: f64 (bins).  Every token weighs the same: its
     magnitudes count by one over their mean square, so that an error matters by its share of the token that it is in."""
-    bins, total = (HIGH - LOW) * OCTAVE, torch.zeros((HIGH - LOW) * OCTAVE, dtype=torch.float64)
+    total = torch.zeros(BINS, dtype=torch.float64)
     for tokens in value.reshape(-1, value.shape[-1]).split(max(1, PART // value.shape[-1])):
         weight = tokens.square().mean(1, keepdim=True).clamp_min(1e-12).reciprocal().expand_as(tokens)
-        at = tokens.abs().clamp_(2.0**LOW, 2.0**HIGH).log2_().sub_(LOW).mul_(OCTAVE).int().clamp_(max=bins - 1)
-        total += torch.bincount(at.flatten(), weight.flatten().double(), bins)
+        total += torch.bincount(bin_of(tokens.abs()).flatten(), weight.flatten().double(), BINS)
     return total
+
+
+def count_tops(value: Tensor) -> Tensor:
+    """How many tokens of value (..., K) have their largest magnitude in each bin: f64 (bins)."""
+    top = torch.maximum(value.amax(-1), -value.amin(-1))
+    return torch.bincount(bin_of(top).flatten(), minlength=BINS).double()
+
+
+def bin_of(magnitudes: Tensor) -> Tensor:
+    """The logarithmic bin of each magnitude; changes its argument."""
+    return magnitudes.clamp_(2.0**LOW, 2.0**HIGH).log2_().sub_(LOW).mul_(OCTAVE).int().clamp_(max=BINS - 1)
 
 
 def searched_scale(peak: Tensor, counts: Tensor) -> Tensor:
     """The static int8 scale (1), f32, of least squared error for magnitudes up to `peak` that are spread as `count` says.
 
-    A scale that covers the largest value wastes codes where that is rare: what enters Mamba1's out_proj has no norm before it, and
-    a few tokens of it are much larger than the others.
+    For inputs behind a norm, whose tokens are of one size: a scale that covers the largest value wastes codes where that is rare.
     """
     edges = torch.linspace(LOW, HIGH, len(counts) + 1, dtype=torch.float64)
     middle = ((edges[:-1] + edges[1:]) / 2).exp2()
@@ -138,6 +158,18 @@ def searched_scale(peak: Tensor, counts: Tensor) -> Tensor:
     rounded = torch.minimum(middle.square(), scales.square() / 12)
     errors = torch.where(middle > 127.5 * scales, (middle - 127 * scales).square(), rounded) @ counts
     return scales[errors.argmin()].float()
+
+
+def covering_scale(peak: Tensor, tops: Tensor) -> Tensor:
+    """The static int8 scale (1), f32, that clips nothing of COVERED of the tokens, whose largest magnitudes are up to `peak` and
+    spread as `count_tops` says.
+
+    For inputs with no norm before them, as Mamba1's out_proj has.  A few tokens are ten times as large as the others: a scale for
+    them starves the others, and the scale of least squared error cuts too many of them, which costs more than the error tells
+    (docs/benchmarks.md, "What lowers the loss at the same bytes").
+    """
+    least = int(torch.searchsorted(tops.cumsum(0), COVERED * tops.sum())) + 1  # bins that hold COVERED of the tokens
+    return scale_of(peak.clamp(max=2.0 ** (LOW + least / OCTAVE))).view(1)
 
 
 def fake_quant(value: Tensor, scale: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quamba_edge.calibrate.observe import STATE_REACH, FakeQuant, Lack, Observer, scale_of, searched_scale, state_scales
+from quamba_edge.calibrate.observe import STATE_REACH, FakeQuant, Lack, Observer, scale_of, state_scales
 from quamba_edge.errors import BadCheckpoint, BadRecipe
 from quamba_edge.quant import cluster, site
 from quamba_edge.quant.gptq import inverse_factor, repaired
@@ -27,6 +27,7 @@ from quamba_edge.quant.running import make_block, observe_in_proj, observe_rest,
 from quamba_edge.quant.transform import Weights, permute, rotate_layer
 
 REPAIRED = ("in_proj", "out_proj")  # they make up for earlier layers; the others read within the layer
+UNNORMED = {"mamba": {"dt_proj", "out_proj"}, "mamba2": set()}  # their inputs have no norm before them
 SITES = {"mamba": ("in_proj", "x_proj", "dt_proj", "out_proj"), "mamba2": ("in_proj", "out_proj")}
 
 Named = tuple[str, str, np.ndarray]  # name without the "layers.{i}." prefix, layout, logical array
@@ -68,9 +69,10 @@ def quantize_layer(
     wanted = {name: scheme.method for name, scheme in schemes.items() if scheme.bits < 16}
     aims = [] if source is None else [name for name in REPAIRED if repairs(recipe, schemes[name])]
     run_layer(block, exact, lambda tap, v: rotate_out(v) if tap == "out_proj" else v, out=exact)
-    spread = [name for name, scheme in schemes.items() if scheme.act == 8] if recipe.act_search else []
+    spread = {n for n, scheme in schemes.items() if scheme.act == 8 and recipe.act_search}
+    unnormed = spread & UNNORMED[family]
     methods = {"in_proj": wanted.pop("in_proj")} if "in_proj" in wanted else {}
-    first = Lack(Observer(rotate_out, methods, spread=spread), aims)
+    first = Lack(Observer(rotate_out, methods, spread=spread - unnormed), aims)
     observe_in_proj(block, stream, source, first)
     check_observed(i, first.observer.peak, {"in_proj": schemes["in_proj"]})
     exact_block = None
@@ -90,7 +92,7 @@ def quantize_layer(
             made.tensors.append((f"{name}.in_scale", "row", in_scale.numpy()))
 
     finish("in_proj", first)
-    observer = Observer(rotate_out, wanted, recipe.percentile, spread)
+    observer = Observer(rotate_out, wanted, recipe.percentile, spread - unnormed, unnormed)
     rest = Lack(observer, [name for name in aims if name != "in_proj"])
     observe_rest(block, exact_block, stream, source, rest, scales)
     check_observed(i, observer.peak, {n: s for n, s in schemes.items() if n != "in_proj"})
@@ -167,9 +169,7 @@ def find_grouping(weights: Weights, family: str, config: Any, stream: Tensor) ->
 def activation_scales(seen: Observer, schemes: dict[str, Scheme]) -> dict[str, Tensor]:
     """Static int8 scales (1) of the inputs of those linears that were seen."""
     inputs = [n for n in ("in_proj", "out_proj", "dt_proj") if n in schemes and n in seen.peak and schemes[n].act == 8]
-    return {
-        n: searched_scale(seen.peak[n], seen.counts[n]) if n in seen.counts else scale_of(seen.peak[n]) for n in inputs
-    }
+    return {n: seen.input_scale(n) for n in inputs}
 
 
 def ssm_scales(

@@ -58,7 +58,8 @@ class Recipe:
     ssm_act     8: the SSM's inputs are int8 in layers whose in_proj has act 8; 16: left as floats
     x_grain     int8 scales of the SSM input x: per "channel", per sort-and-cluster "group", or per "tensor"
     bc_grain    int8 scales of B and C (Mamba2): per "channel", per SSD "group", or per "tensor"
-    act_search  search the static scale of a linear's int8 input for least squared error, instead of its largest magnitude / 127
+    act_search  static scales of the linears' int8 inputs by least squared error, or, where no norm is before them, by the largest
+                magnitudes of 99 % of the tokens; false: the largest magnitude / 127
     percentile  of each channel's |x| that the static scale of the SSM input must cover; 100 is absmax
     repair      share of what earlier layers' rounding did to a 4-bit GPTQ site's input that its weight makes up for; 0: none
     refine      rounds of refitted scales and coordinate descent after GPTQ, at 4 bits; 0: none

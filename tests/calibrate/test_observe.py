@@ -9,6 +9,7 @@ from quamba_edge.calibrate.observe import (
     Lack,
     Observer,
     count,
+    count_tops,
     fake_quant,
     scale_of,
     searched_scale,
@@ -103,6 +104,23 @@ def test_the_searched_scale_loses_least_of_every_token_alike():
 
     found, widest = searched_scale(observer.peak["out_proj"], observer.counts["out_proj"]), scale_of(value.abs().max())
     assert loss(found) < 1.05 * min(loss(widest * 0.95**k) for k in range(48)) and loss(found) < 0.7 * loss(widest)
+
+
+def test_the_covering_scale_clips_a_hundredth_of_the_tokens():
+    generator = torch.Generator().manual_seed(4)
+    value = torch.randn(4000, 32, generator=generator) * torch.randn(4000, 1, generator=generator).exp()
+    observer = Observer(identity, unnormed=["out_proj"])
+    for batch in value.split(1000):
+        observer("out_proj", batch)
+    assert torch.equal(observer.tops["out_proj"], count_tops(value)) and observer.tops["out_proj"].sum() == 4000
+    reach = 127 * observer.input_scale("out_proj")
+    top = value.abs().amax(1)
+    assert top.quantile(0.99) <= reach <= top.quantile(0.99) * 1.03 and reach < 0.7 * top.max()
+    few = Observer(identity, unnormed=["out_proj"])
+    few("out_proj", value[:10])
+    assert torch.allclose(few.input_scale("out_proj"), scale_of(top[:10].max()))  # no more than the largest
+    few("out_proj", torch.zeros(2000, 32))
+    assert torch.isfinite(few.input_scale("out_proj"))
 
 
 def test_evenly_spread_inputs_keep_nearly_all_of_their_range():
