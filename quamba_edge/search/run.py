@@ -20,6 +20,7 @@ from quamba_edge.search.objective import Objective, asked
 from quamba_edge.search.sensitivity import CHOICES, ENDS_CHOICES, Sensitivity
 from quamba_edge.search.sensitivity import sensitivity as measure_all
 from quamba_edge.search.space import SETS, Assignment, Space
+from quamba_edge.search.storage import open_storage
 from quamba_edge.search.store import FIXED, is_small, lone, open_store
 from quamba_edge.search.winner import write
 from quamba_edge.search.wish import Engines, Text, Wish, budgets
@@ -92,6 +93,8 @@ def search(checkpoint: Any, folder: Path, text: Text, engines: Engines, wish: Wi
     if wish.trials < 1:
         raise BadUsage(f"--trials is {wish.trials}: expected 1 or more")
     questions = asked(wish.tasks, wish.data, wish.limit)
+    if wish.study is not None:
+        open_storage(wish.study)  # what is wrong with it is told before hours of packing
     space = Space.of(checkpoint.family, checkpoint.config, is_small(checkpoint), wish.recipe, wish.ends)
     limits = budgets(space, checkpoint.config, wish, engines.state_dtype)
     within = walks.fits(limits)

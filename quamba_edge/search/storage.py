@@ -9,12 +9,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from quamba_edge.errors import BadUsage, Missing
+
+DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # module → package
+TRIES = 4
 
 
 def open_storage(where: str | Path) -> Any:
@@ -29,18 +33,31 @@ def open_storage(where: str | Path) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         if "://" in str(where):
-            return optuna.storages.RDBStorage(str(where))
+            return _database(str(where))
         Path(where).open("ab").close()
         return optuna.storages.JournalStorage(_journal(Path(where)))
     except ImportError as e:
-        raise Missing(
-            f"--study {where} needs a driver that is not here ({e}): pip install psycopg2-binary, for PostgreSQL"
-        ) from None
+        driver = getattr(e.__cause__, "name", None) or str(e)
+        package = DRIVERS.get(driver, driver)
+        raise Missing(f"--study {where} needs the driver {driver}, which is not here: pip install '{package}'") from None
     except Exception as e:  # SQLAlchemy's and drivers' differ by version
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise BadUsage(
             f"--study {where} cannot be opened ({reason}): expected a file in a folder that exists, or a URL like postgresql://user@host/db"
         ) from None
+
+
+def _database(url: str) -> Any:
+    """Two processes that come to an empty database at once both make its tables; whoever loses finds them made a moment later."""
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    for _ in range(TRIES - 1):
+        try:
+            return RDBStorage(url)
+        except (IntegrityError, ProgrammingError):
+            time.sleep(1.0)
+    return RDBStorage(url)
 
 
 def _journal(path: Path) -> Any:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,6 +215,9 @@ def test_usage_that_is_refused_before_anything_is_packed(made, capsys):
     assert main([*words, "--budget", "a16=1", "--recipe", "w5"]) == 2
     assert main([*words, "--budget", "a16=1", "--tasks", "blimp"]) == 2
     assert main([*words, "--budget", "bytes=1"]) == 2
+    assert main([*words, "--budget", "a16=1", "--study", "nowhere/study"]) == 2
+    assert not Path("new").exists()
     said = capsys.readouterr().err
+    assert "--study nowhere/study cannot be opened" in said
     assert "a number in no unit" in said and "--trials is 0" in said and "no choice for a layer" in said
     assert "--tasks needs --data" in said and "fewer than" in said
