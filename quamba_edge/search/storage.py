@@ -39,7 +39,9 @@ def open_storage(where: str | Path) -> Any:
     except ImportError as e:
         driver = getattr(e.__cause__, "name", None) or str(e)
         package = DRIVERS.get(driver, driver)
-        raise Missing(f"--study {where} needs the driver {driver}, which is not here: pip install '{package}'") from None
+        raise Missing(
+            f"--study {where} needs the driver {driver}, which is not here: pip install '{package}'"
+        ) from None
     except Exception as e:  # SQLAlchemy's and drivers' differ by version
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise BadUsage(
