@@ -43,13 +43,14 @@ def read(path: Path) -> Cubin:
         return parse(file.read(HEADER_BYTES))
 
 
-def refused(cubin: Cubin, driver: tuple[int, int], sm: int | None = None) -> str | None:
+def refused(cubin: Cubin, driver: tuple[int, int], sm: int | None = None, board: bool = True) -> str | None:
     """Why a driver of this CUDA version, on a GPU of this architecture, does not take it; None if it should.
 
-    A Tegra's driver takes what its own CUDA or an older one has built, and code for exactly its own architecture.
+    A board's (Tegra's) driver takes what its own CUDA or an older one has built; a card's any of its major version (minor version
+    compatibility, since CUDA 11).  Code is for exactly one architecture here.
     """
     built = ".".join(map(str, cubin.toolkit)) if cubin.toolkit[0] < 13 else str(cubin.toolkit[0])
-    if cubin.toolkit > driver:
+    if cubin.toolkit > driver if board else cubin.toolkit[0] > driver[0]:
         return f"built with CUDA {built}, this driver is CUDA {driver[0]}.{driver[1]}: build it with CUDA {driver[0]}.{driver[1]} or older"
     if sm is not None and cubin.sm != sm:
         return f"built for sm_{cubin.sm}, this GPU is sm_{sm}: build it for sm_{sm}"

@@ -1,6 +1,7 @@
 """The driver half of the CUDA backend: pycuda for context, memory and launches, libcuda itself for graphs, which pycuda has not.
 
-Not yet run on a GPU: what the backend asks of a device is tested with another one (tests/cuda/test_backend.py), these calls are not.
+Not yet run on a GPU: what the backend asks of a device is tested with another one (tests/cuda/test_backend.py), these calls with pycuda
+itself on a driver whose GPU is the emulator (tests/cuda/test_real_pycuda.py).
 Kernels are cubins for exactly this GPU's architecture, looked at before the driver sees them (backends/cubin.py).
 """
 
@@ -10,7 +11,7 @@ import ctypes
 import hashlib
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,39 +24,50 @@ from quamba_edge.backends.cuda_load import SEGMENT
 from quamba_edge.backends.cuda_pieces import Pieces, supported
 from quamba_edge.backends.cuda_plan import CudaBackend
 from quamba_edge.backends.launch import Launch
+from quamba_edge.backends.libcuda import THREAD_LOCAL
+from quamba_edge.backends.libcuda import checked as _checked
+from quamba_edge.backends.libcuda import driver as _driver
+from quamba_edge.backends.libcuda import machine as _machine
 from quamba_edge.errors import BadUsage, Missing
 
 CUBINS = Path(__file__).resolve().parents[1] / "_native"
 STAGE = 16 << 20  # bytes of each pinned buffer that weights go through
-COMPUTE_MAJOR, COMPUTE_MINOR = 75, 76  # CUdevice_attribute
 # Multiply-adds of bytes and of halves that a multiprocessor's tensor cores do in a clock, dense: NVIDIA's data sheets.
 RATES = {(8, 7): (2048, 1024), (9, 0): (4096, 2048)}
-THREAD_LOCAL = 1  # CUstreamCaptureMode
-_pointer = ctypes.c_void_p
 
 
 def why_not() -> str | None:
     """Why this machine cannot run the kernels, or None."""
     try:
         native = _driver()
+        version, sm, board = _machine(native)
     except OSError:
         return "no CUDA driver (libcuda.so.1) on this machine: use --backend cpu"
-    try:
-        version, sm = _machine(native)
     except Missing as e:
         return str(e)
-    if reason := unusable(CUBINS / f"sm_{sm}", version, sm):
+    if reason := unusable(CUBINS / f"sm_{sm}", version, sm, board):
         return reason
     return None if find_spec("pycuda") else "pycuda is not installed: pip install 'quamba-edge[cuda]'"
 
 
+def present() -> bool:
+    """Whether there is a GPU to speak of, usable or not."""
+    count = ctypes.c_int()
+    try:
+        native = _driver()
+        return not native.cuInit(0) and not native.cuDeviceGetCount(ctypes.byref(count)) and count.value > 0
+    except (OSError, Missing):
+        return False
+
+
 def make(threads: int | None = None) -> CudaBackend:
+    """Missing where a context, the kernels or a first launch fail."""
     if threads is not None:
         raise BadUsage("--threads is for the cpu backend: leave it out with cuda")
     return CudaBackend(PycudaDevice)
 
 
-def unusable(folder: Path, driver: tuple[int, int], sm: int) -> str | None:
+def unusable(folder: Path, driver: tuple[int, int], sm: int, board: bool = True) -> str | None:
     """Why the cubins of a folder are none for a driver of that CUDA version and a GPU of that architecture, and the remedy."""
     remedy = f"make -C csrc cuda ARCHS={sm}"
     try:
@@ -64,50 +76,13 @@ def unusable(folder: Path, driver: tuple[int, int], sm: int) -> str | None:
             data = (folder / f"{stem}.cubin").read_bytes()
             if hashlib.sha256(data).hexdigest() != file["sha256"]:
                 return f"{folder / stem}.cubin is not the file that was built: {remedy}"
-            if reason := cubin.refused(cubin.parse(data), driver, sm):
+            if reason := cubin.refused(cubin.parse(data), driver, sm, board):
                 return f"{folder / stem}.cubin: {reason}"
     except OSError as e:
         return f"no kernels for sm_{sm} ({e.filename} is missing): {remedy}"
     except (ValueError, KeyError) as e:
         return f"the kernels in {folder} cannot be read ({e}): {remedy}"
     return None
-
-
-@cache
-def _driver() -> ctypes.CDLL:
-    native = ctypes.CDLL("libcuda.so.1")
-    for name, arguments in {
-        "cuInit": [ctypes.c_uint],
-        "cuDriverGetVersion": [ctypes.POINTER(ctypes.c_int)],
-        "cuDeviceGet": [ctypes.POINTER(ctypes.c_int), ctypes.c_int],
-        "cuDeviceGetAttribute": [ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.c_int],
-        "cuGetErrorName": [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)],
-        "cuStreamBeginCapture_v2": [_pointer, ctypes.c_int],
-        "cuStreamEndCapture": [_pointer, ctypes.POINTER(_pointer)],
-        "cuGraphInstantiateWithFlags": [ctypes.POINTER(_pointer), _pointer, ctypes.c_ulonglong],
-        "cuGraphDestroy": [_pointer],
-        "cuGraphLaunch": [_pointer, _pointer],
-    }.items():
-        getattr(native, name).argtypes, getattr(native, name).restype = arguments, ctypes.c_int
-    return native
-
-
-def _checked(native: Any, status: int, what: str) -> None:
-    if status:
-        name = ctypes.c_char_p()
-        native.cuGetErrorName(status, ctypes.byref(name))
-        raise Missing(f"{what}: {(name.value or b'?').decode()}: `quamba-edge doctor` looks for the cause")
-
-
-def _machine(native: Any) -> tuple[tuple[int, int], int]:
-    """((major, minor) of the driver's CUDA, architecture of the first GPU)."""
-    _checked(native, native.cuInit(0), "the CUDA driver does not start")
-    version, device, major, minor = (ctypes.c_int() for _ in range(4))
-    _checked(native, native.cuDriverGetVersion(ctypes.byref(version)), "the CUDA driver")
-    _checked(native, native.cuDeviceGet(ctypes.byref(device), 0), "no GPU")
-    for value, attribute in ((major, COMPUTE_MAJOR), (minor, COMPUTE_MINOR)):
-        _checked(native, native.cuDeviceGetAttribute(ctypes.byref(value), attribute, device), "the GPU")
-    return (version.value // 1000, version.value % 1000 // 10), 10 * major.value + minor.value
 
 
 class PycudaMemory:
@@ -117,13 +92,46 @@ class PycudaMemory:
         self.allocation, self.address = allocation, int(allocation)
 
 
+class Graph:
+    """A captured graph that can be launched; drop it on the thread that made it."""
+
+    def __init__(self, native: Any, runnable: Any):
+        self.native, self.runnable = native, runnable
+
+    def __del__(self) -> None:
+        self.native.cuGraphExecDestroy(self.runnable)
+
+
 class PycudaDevice:
     """The first GPU.  See cuda_device.Device."""
 
     def __init__(self) -> None:
-        import pycuda.driver as cuda
-
+        try:
+            import pycuda.driver as cuda
+        except ImportError as e:
+            raise Missing(
+                f"pycuda cannot be loaded ({e}): build it again here: pip install --force-reinstall --no-cache-dir 'pycuda>=2025.1.2'"
+            ) from e
         self.cuda, self.native = cuda, _driver()
+        self.errors: tuple[type[Exception], ...] = (cuda.Error,)
+        self.modules: dict[str, Any] = {}
+        self.functions: dict[str, Any] = {}
+        self.allowed: dict[str, int] = {}  # shared memory that a function was told of
+        self.staging: list[np.ndarray] = []
+        self.queue: Any = None
+        self.marks: list[Any] = []
+        self.context: Any = None
+        try:
+            self._open()
+            self._try()
+        except BaseException as e:
+            self.close()
+            if isinstance(e, self.errors):
+                raise Missing(f"the CUDA driver: {e}: `quamba-edge doctor` looks for the cause") from e
+            raise
+
+    def _open(self) -> None:
+        cuda = self.cuda
         cuda.init()
         gpu = cuda.Device(0)
         self.context = gpu.retain_primary_context()
@@ -131,19 +139,34 @@ class PycudaDevice:
         self.pieces = supported(self.native)
         self.integrated = bool(gpu.get_attribute(cuda.device_attribute.INTEGRATED))
         self.queue = cuda.Stream(1)  # 1: does not wait for the default stream
-        self.marks = cuda.Event(), cuda.Event()
+        self.marks = [cuda.Event(), cuda.Event()]
         major, minor = gpu.compute_capability()
         folder = CUBINS / f"sm_{major}{minor}"
-        files = json.loads((folder / "cubins.json").read_text())["files"]
-        self.modules = {
-            name: cuda.module_from_buffer(data)
-            for stem, file in files.items()
-            for data in [(folder / f"{stem}.cubin").read_bytes()]
-            for name in file["kernels"]
-        }
-        self.functions: dict[str, Any] = {}
-        self.allowed: dict[str, int] = {}  # shared memory that a function was told of
+        for stem, file in json.loads((folder / "cubins.json").read_text())["files"].items():
+            module = cuda.module_from_buffer((folder / f"{stem}.cubin").read_bytes())
+            self.modules |= dict.fromkeys(file["kernels"], module)
         self.staging = [cuda.pagelocked_empty(STAGE, np.uint8) for _ in range(2)]
+
+    def _try(self) -> None:
+        """One kernel, launched and as a graph: what cannot run here says so now, not in the middle of an answer."""
+        values, found = np.arange(32, dtype=np.float32) / 4, np.zeros(32, np.float16)
+        memory = self.alloc(512)
+        what = Launch("quantize_f16", (1, 1, 1), 32)
+        given: list[object] = [Address(memory.address), 32, Address(memory.address + 256), 1, 32]
+        self.upload(memory.address, values)
+        for start in (lambda: self.launch(what, given), partial(self._replayed, what, given)):
+            self.upload(memory.address + 256, np.zeros(32, np.float16))
+            start()
+            self.download(memory.address + 256, found)
+            if not (found == values).all():
+                raise Missing(
+                    f"a first kernel ran on this GPU and gave {found[:4].tolist()} for {values[:4].tolist()}: use --backend cpu"
+                )
+
+    def _replayed(self, what: Launch, given: list[object]) -> None:
+        graph = self.capture(partial(self.launch, what, given))
+        self.replay(graph)
+        self.queue.synchronize()
 
     def alloc(self, nbytes: int) -> PycudaMemory | Pieces:
         try:
@@ -212,7 +235,7 @@ class PycudaDevice:
         function.prepared_async_call(what.grid, block, self.queue, *arguments, shared_size=what.shared)
 
     def capture(self, work: Callable[[], None]) -> Any:
-        native, graph, runnable = self.native, _pointer(), _pointer()
+        native, graph, runnable = self.native, ctypes.c_void_p(), ctypes.c_void_p()
         _checked(native, native.cuStreamBeginCapture_v2(self.queue.handle, THREAD_LOCAL), "capture")
         try:
             work()
@@ -221,10 +244,10 @@ class PycudaDevice:
         _checked(native, status, "capture")
         _checked(native, native.cuGraphInstantiateWithFlags(ctypes.byref(runnable), graph, 0), "graph")
         native.cuGraphDestroy(graph)
-        return runnable
+        return Graph(native, runnable)
 
-    def replay(self, graph: Any) -> None:
-        _checked(self.native, self.native.cuGraphLaunch(graph, self.queue.handle), "graph launch")
+    def replay(self, graph: Graph) -> None:
+        _checked(self.native, self.native.cuGraphLaunch(graph.runnable, self.queue.handle), "graph launch")
 
     def mark(self, end: bool) -> None:
         self.marks[end].record(self.queue)
@@ -235,3 +258,17 @@ class PycudaDevice:
 
     def sync(self) -> None:
         self.queue.synchronize()
+
+    def close(self) -> None:
+        """pycuda's objects go while their context is there; then the context, which leaves nothing on the thread's stack."""
+        try:
+            if self.queue is not None:
+                self.queue.synchronize()
+        except self.errors:
+            pass  # after an error that broke the context everything fails, and goes all the same
+        for held in (self.functions, self.modules, self.staging, self.marks):
+            held.clear()
+        self.queue = None
+        if self.context is not None:
+            self.context.detach()
+            self.context = None

@@ -14,6 +14,7 @@ from quamba_edge.errors import Missing
 OUT_OF_MEMORY = 2
 VIRTUAL_MEMORY = 102  # CUdevice_attribute: cuMemCreate and what follows it
 PINNED, DEVICE, READ_WRITE = 1, 1, 3
+_size, _place, _flags = ctypes.c_size_t, ctypes.c_ulonglong, ctypes.c_ulonglong
 
 
 class Location(ctypes.Structure):
@@ -36,6 +37,20 @@ class Access(ctypes.Structure):
     """CUmemAccessDesc."""
 
     _fields_ = [("location", Location), ("flags", ctypes.c_int)]
+
+
+# What is called here, with its arguments: CUdeviceptr and handles of memory have 64 bits.
+CALLS: dict[str, list[Any]] = {
+    "cuMemGetAllocationGranularity": [ctypes.POINTER(_size), ctypes.POINTER(Properties), ctypes.c_int],
+    "cuMemAddressReserve": [ctypes.POINTER(_place), _size, _size, _place, _flags],
+    "cuMemCreate": [ctypes.POINTER(_place), _size, ctypes.POINTER(Properties), _flags],
+    "cuMemMap": [_place, _size, _size, _place, _flags],
+    "cuMemRelease": [_place],
+    "cuMemSetAccess": [_place, _size, ctypes.POINTER(Access), _size],
+    "cuMemUnmap": [_place, _size],
+    "cuMemAddressFree": [_place, _size],
+    "cuCtxSynchronize": [],
+}
 
 
 def supported(native: Any) -> bool:
@@ -81,7 +96,9 @@ class Pieces:
             raise Missing(f"the CUDA driver maps no memory (error {status}): `quamba-edge doctor` looks for the cause")
 
     def free(self) -> None:
-        """Give everything back; on the thread that made it."""
+        """Give everything back, after all that may still use it; on the thread that made it."""
+        if self.mapped:
+            self.native.cuCtxSynchronize()  # unmapping does not wait
         for address, nbytes in self.mapped:
             self.native.cuMemUnmap(_place(address), _size(nbytes))
         self.mapped = []
@@ -92,11 +109,3 @@ class Pieces:
     def __del__(self) -> None:
         if getattr(self, "address", 0):
             self.free()
-
-
-def _size(value: int) -> ctypes.c_size_t:
-    return ctypes.c_size_t(value)
-
-
-def _place(value: int) -> ctypes.c_ulonglong:
-    return ctypes.c_ulonglong(value)

@@ -7,8 +7,8 @@ leaves behind are tested without a GPU.  A context belongs to one thread: all ca
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ import numpy as np
 
 from quamba_edge.backends import launch
 from quamba_edge.backends.base import Backend, Block, Weights, check
-from quamba_edge.backends.cuda_device import Address, Device, Memory
+from quamba_edge.backends.cuda_device import Address, Device, Memory, Owner, release
 from quamba_edge.backends.cuda_load import Loader
 from quamba_edge.backends.launch import Launch
 from quamba_edge.errors import Missing
@@ -53,19 +53,27 @@ class CudaBackend(Backend):
     name = "cuda"
 
     def __init__(self, open_device: Callable[[], Device]):
-        self._thread = ThreadPoolExecutor(1, "cuda")
-        self.device = self._do(open_device)
+        self._owner = Owner()
+        try:
+            self.device = self._owner.do(open_device)
+        except BaseException:
+            self._owner.end(lambda: None)
+            raise
         self.loader = Loader(self.device, self._alloc)
+        weakref.finalize(self, self._owner.end, self.device.close)  # also when the process ends
 
     def _do(self, work: Callable[..., T], *arguments: Any) -> T:
-        return self._thread.submit(work, *arguments).result()
+        try:
+            return self._owner.do(work, *arguments)
+        except self.device.errors as e:
+            raise Missing(f"the CUDA driver: {e}: `quamba-edge doctor` looks for the cause") from e
 
     def alloc(self, shape: tuple[int, ...], dtype: str) -> Block:
         size = Block(None, tuple(shape), dtype).nbytes
         return Block(self._do(self._alloc, max(size, 1)), tuple(shape), dtype)
 
     def _alloc(self, nbytes: int) -> Memory:
-        return Memory(self._thread, self.device.alloc(nbytes))
+        return Memory(self._owner, self.device.alloc(nbytes))
 
     def upload(self, block: Block, array: np.ndarray) -> None:
         assert array.shape == block.shape and array.dtype == DTYPES[block.dtype], (
@@ -103,6 +111,7 @@ class CudaBackend(Backend):
         for one in recorded:
             if one.runs == 1:
                 one.graph = self.device.capture(partial(self._launch, one))
+                release(self._owner, one, one.graph)
         self.device.mark(False)
         for one in recorded:
             self._launch(one) if one.graph is None else self.device.replay(one.graph)
@@ -162,7 +171,7 @@ class CudaBackend(Backend):
 
     def copy_bandwidth(self, nbytes: int | None = None, repeats: int = 10) -> float:
         """Bytes a second, read and written, of copies within the device: the best of four measurements."""
-        return self._do(self._copy_bandwidth, nbytes or min(COPIED, self.device.free_bytes() // 8), repeats)
+        return self._do(self._copy_bandwidth, nbytes or min(COPIED, self._do(self.device.free_bytes) // 8), repeats)
 
     def _copy_bandwidth(self, nbytes: int, repeats: int) -> float:
         to, source = self.device.alloc(nbytes), self.device.alloc(nbytes)

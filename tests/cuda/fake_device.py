@@ -37,6 +37,8 @@ STAGE = 5000  # bytes of a staging buffer: no tensor's size is a multiple
 class FakeDevice:
     """`room` bytes in all; `largest` in one piece, and more than a segment comes in pieces of one."""
 
+    errors = (ArithmeticError,)
+
     def __init__(self, emulator: Emulator | None = None, room: int = 8 << 30, largest: int = 8 << 30):
         self.emulator, self.room, self.largest = emulator, room, largest
         self.held: dict[int, np.ndarray] = {}
@@ -65,6 +67,7 @@ class FakeDevice:
         return FakeMemory(self, address, nbytes)
 
     def free_bytes(self) -> int:
+        self.note("free_bytes")
         return self.room - self.used()
 
     def place(self, address: int) -> Pointer:
@@ -139,3 +142,6 @@ class FakeDevice:
     def sync(self) -> None:
         self.note("sync")
         self.posted.clear()
+
+    def close(self) -> None:
+        self.note("close")

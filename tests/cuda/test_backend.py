@@ -99,6 +99,24 @@ def test_everything_is_given_back_on_the_devices_thread(emulator):
     assert "free" in backend.device.names() and "free at a wrong place" not in backend.device.names()
 
 
+def test_a_device_is_closed_when_its_backend_goes():
+    """On its thread, as the last thing: pycuda aborts a process whose thread ends with a context."""
+    device = FakeDevice()
+    backend = CudaBackend(lambda: vars(device).update(thread=threading.get_ident()) or device)
+    thread = backend._owner.thread
+    del backend
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive() and device.names()[-1] == "close"
+
+
+def test_what_the_driver_refuses_is_said_in_one_line(monkeypatch):
+    backend = CudaBackend(FakeDevice)
+    monkeypatch.setattr(backend.device, "sync", lambda: 1 / 0)
+    with pytest.raises(Missing, match="the CUDA driver: division by zero: `quamba-edge doctor`"):
+        backend.sync()
+
+
 def load(device, monkeypatch, segment=1 << 16, others=None):
     monkeypatch.setattr(cuda_load, "SEGMENT", segment)
     monkeypatch.setattr(cuda_load, "KEPT_FREE", 0)

@@ -1,4 +1,4 @@
-"""What PycudaDevice calls, against stand-ins for pycuda and libcuda that know their signatures: typing errors, not behaviour."""
+"""What PycudaDevice calls, in which order, against stand-ins for pycuda and libcuda; test_real_pycuda.py has pycuda itself."""
 
 import ctypes
 import json
@@ -17,7 +17,8 @@ from quamba_edge.errors import Missing
 class Recorder:
     """pycuda.driver as far as it is used; memory is this process's."""
 
-    MemoryError = type("MemoryError", (Exception,), {})
+    Error = type("Error", (Exception,), {})
+    MemoryError = type("MemoryError", (Error,), {})
     device_attribute = SimpleNamespace(INTEGRATED="integrated", MULTIPROCESSOR_COUNT="sms", CLOCK_RATE="kHz")
     function_attribute = SimpleNamespace(MAX_DYNAMIC_SHARED_SIZE_BYTES="shared")
 
@@ -29,7 +30,7 @@ class Recorder:
         self.calls.append("init")
 
     def Device(self, index):
-        context = SimpleNamespace(push=lambda: self.calls.append("push"))
+        context = SimpleNamespace(push=lambda: self.calls.append("push"), detach=lambda: self.calls.append("detach"))
         return SimpleNamespace(
             retain_primary_context=lambda: context,
             get_attribute=lambda which: {"integrated": self.integrated, "sms": 8, "kHz": 1_020_000}[which],
@@ -181,6 +182,7 @@ def opened(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda, "_driver", lambda: native)
     monkeypatch.setattr(cuda, "CUBINS", tmp_path)
     monkeypatch.setattr(cuda, "STAGE", 1000)
+    monkeypatch.setattr(cuda.PycudaDevice, "_try", lambda device: None)  # nothing here runs kernels
     (tmp_path / "sm_87").mkdir()
     (tmp_path / "sm_87" / "ssd.cubin").write_bytes(b"x")
     (tmp_path / "sm_87" / "cubins.json").write_text(json.dumps({"files": {"ssd": {"kernels": {"k": {}}}}}))
@@ -225,9 +227,17 @@ def test_graphs_are_captured_instantiated_and_launched(opened):
     device.replay(graph)
     assert order == [["cuStreamBeginCapture_v2"]]
     assert native.names[1:] == ["cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphDestroy", "cuGraphLaunch"]
+    del graph
+    assert native.names[-1] == "cuGraphExecDestroy"
     native.status["cuStreamEndCapture"] = 901
     with pytest.raises(Missing, match="capture: .*quamba-edge doctor"):
         device.capture(lambda: None)
+
+
+def test_a_closed_device_leaves_the_context_with_nothing_in_it(opened):
+    driver, _, device = opened
+    device.close()
+    assert driver.calls[-2:] == ["synchronize", "detach"] and not device.modules and not device.staging
 
 
 def test_peaks_are_the_tensor_cores(opened):

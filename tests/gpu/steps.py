@@ -55,7 +55,7 @@ def run(command: list[str], check: Check, what: str) -> str:
 
 
 def cubins(check: Check) -> list[str]:
-    _, sm = cuda._machine(cuda._driver())
+    _, sm, _ = cuda._machine(cuda._driver())
     run(["make", "-s", "-C", "csrc", "cuda", f"ARCHS={sm}", f"PYTHON={sys.executable}"], check, "cubins")
     record = json.loads((cuda.CUBINS / f"sm_{sm}" / "cubins.json").read_text())
     spilled = sum(k.get("spilled", 0) for f in record["files"].values() for k in f["kernels"].values())
