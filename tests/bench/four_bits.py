@@ -7,7 +7,8 @@ Each variant is the shipped recipe with something changed.  A model is quantized
 of every text run through what the layer's stored tensors stand for.  No bundle is written.
 
 KL    mean over positions of KL(source || quantized) in 1e-3 nats; perplexity of so small a model moves by luck, KL cannot
-+-    standard error over windows of the difference from the shipped recipe, paired window by window, seeds averaged first
++-    standard error over windows of the difference from the first variant, paired window by window, seeds averaged first;
+      behind it the least and the largest of the seeds' differences
 bits  of everything but the tokenizer, by the manifest's tensors, over the checkpoint's parameters
 """
 
@@ -162,7 +163,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for folder in args.models:
-        subject, base = Subject(folder, args.calib, args.texts, args.windows), None
+        subject, base, of_first = Subject(folder, args.calib, args.texts, args.windows), None, None
         print(f"\n{folder.name} {args.mode}, {args.samples} windows to calibrate on, {args.seeds} seeds", flush=True)
         for name in args.only:
             recipe, began = VARIANTS[name](shipped(args.mode)), time.monotonic()
@@ -171,9 +172,12 @@ def main() -> None:
             base = each if base is None else base
             gap = each - base
             error = gap.std(1, ddof=1) / gap.shape[1] ** 0.5
-            cells = [f"{k:7.2f} ({g:+.2f} ± {e:.2f})" for k, g, e in zip(each.mean(1), gap.mean(1), error, strict=True)]
             size, seconds = bits(subject, recipe), time.monotonic() - began
             spread = 1e3 * runs.reshape(args.seeds, len(args.texts), -1).mean(2)
+            of_first = spread if of_first is None else of_first
+            ends = (spread - of_first).min(0), (spread - of_first).max(0)
+            columns = zip(each.mean(1), gap.mean(1), error, *ends, strict=True)
+            cells = [f"{k:7.2f} ({g:+.2f} ± {e:.2f}, {a:+.2f} to {b:+.2f})" for k, g, e, a, b in columns]
             print(f"  {name:22s} {size:5.2f} bits  {'  '.join(cells)}  {seconds:.0f} s", flush=True)
             rows.append({"model": folder.name, "mode": args.mode, "variant": name, "bits": size})
             rows[-1] |= {"kl": each.mean(1).tolist(), "gap": gap.mean(1).tolist(), "gap_se": error.tolist()}
