@@ -34,11 +34,37 @@ inline void mma(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
     for_mma(a, b, [&](int i, uint32_t u, uint32_t v) { c[i] = __dp4a(int(u), int(v), c[i]); });
 }
 
+/* c + exact products as tensor cores add them (Fasi et al. 2021, doi 10.7717/peerj-cs.330, for the A100): in groups of
+ * EACH, every term cut off one bit below the last of the largest, the sum cut off to a float.  Always towards zero, so
+ * errors of a long sum add up. */
+template <int EACH, int COUNT>
+inline float tensor_sum(float c, const double (&products)[COUNT]) {
+    for (int start = 0; start < COUNT; start += EACH) {
+        double largest = fabs(double(c));
+        for (int i = start; i < start + EACH; i++) largest = fmax(largest, fabs(products[i]));
+        if (!(largest > 0.0) || largest > 3.4e38) {
+            for (int i = start; i < start + EACH; i++) c += float(products[i]);
+            continue;
+        }
+        const double unit = ldexp(1.0, ilogb(largest) - 24);
+        double sum = trunc(double(c) / unit);
+        for (int i = start; i < start + EACH; i++) sum += trunc(products[i] / unit);
+        sum *= unit;
+        c = float(sum);
+        if (fabs(double(c)) > fabs(sum)) c = nextafterf(c, 0.0f);
+    }
+    return c;
+}
+
 inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    double products[4][16];
+    int filled[4] = {};
     for_mma(a, b, [&](int i, uint32_t u, uint32_t v) {
         for (int h = 0; h < 2; h++)
-            c[i] += half_to_float({uint16_t(u >> 16 * h)}) * half_to_float({uint16_t(v >> 16 * h)});
+            products[i][filled[i]++] =
+                double(half_to_float({uint16_t(u >> 16 * h)})) * double(half_to_float({uint16_t(v >> 16 * h)}));
     });
+    for (int i = 0; i < 4; i++) c[i] = tensor_sum<8>(c[i], products[i]);
 }
 
 /* a * b + c for two halves at once; rounded once, exactly, because floats hold products of halves. */
@@ -55,12 +81,15 @@ inline uint32_t fma_half2(uint32_t a, uint32_t b, uint32_t c) {
 inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     const auto all = emu::exchange(ALL, MmaOperands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
     const unsigned g = emu::self->lane / 4, t = emu::self->lane % 4;
-    for (unsigned i = 0; i < 4; i++)
+    for (unsigned i = 0; i < 4; i++) {
+        double products[8];
         for (unsigned k = 0; k < 8; k++) {
             const uint32_t u = all[4 * g + k % 4].a[(i >> 1) + 2 * (k / 4)];
             const uint32_t v = all[4 * (2 * t + (i & 1)) + k % 4].b[k / 4];
-            c[i] += __uint_as_float(u & 0xffffe000u) * __uint_as_float(v & 0xffffe000u);
+            products[k] = double(__uint_as_float(u & 0xffffe000u)) * double(__uint_as_float(v & 0xffffe000u));
         }
+        c[i] = tensor_sum<4>(c[i], products);
+    }
 }
 
 inline void mma_from(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int32_t start) {

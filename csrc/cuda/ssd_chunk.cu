@@ -55,11 +55,15 @@ struct B {
     }
 };
 
-/* c += a b, small terms first. */
+/* c += a b, small terms first.  Tensor cores cut sums off towards zero, which adds up over a long one: c is added to on
+ * the ordinary cores, which round (Ootomo and Yokota 2022, arXiv 2203.03341). */
 __device__ inline void multiply(float (&c)[4], const A& a, const B& b) {
-    mma_tf32(c, a.low, b.high);
-    mma_tf32(c, a.high, b.low);
-    mma_tf32(c, a.high, b.high);
+    float part[4] = {};
+    mma_tf32(part, a.low, b.high);
+    mma_tf32(part, a.high, b.low);
+    mma_tf32(part, a.high, b.high);
+#pragma unroll
+    for (int i = 0; i < 4; i++) c[i] += part[i];
 }
 
 /* Tokens `at` .. of Q, four neighbouring channels a thread; beyond the last token, row or column zero. */
@@ -217,7 +221,7 @@ __device__ inline void run(const X* xbc, const float* xbc_scale, const float* dt
 }  // namespace quamba
 
 #define QUAMBA_SSD_F32(name, S)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(128)                                                                 \
+    extern "C" __global__ void __launch_bounds__(128)                                                                  \
         name(const float* xbc, const float* dt, int dt_stride, const float* dt_bias, const float* A, const float* D,  \
              S* state, const float* state_rows, const float* state_cols, float* y, int, int T, int H, int P, int N,   \
              int g, float dt_min, float dt_max) {                                                                     \
@@ -225,7 +229,7 @@ __device__ inline void run(const X* xbc, const float* xbc_scale, const float* dt
                                          T, H, P, N, g, dt_min, dt_max);                                              \
     }
 #define QUAMBA_SSD_I8(name, S)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(128)                                                                 \
+    extern "C" __global__ void __launch_bounds__(128)                                                                  \
         name(const int8_t* xbc, const float* xbc_scale, const float* dt, int dt_stride, const float* dt_bias,         \
              const float* A, const float* D, S* state, const float* state_rows, const float* state_cols, float* y,    \
              int, int T, int H, int P, int N, int g, float dt_min, float dt_max) {                                    \
