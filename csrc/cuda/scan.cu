@@ -24,7 +24,7 @@ __device__ inline void scan(const X* x, const float* x_scale, const float* dt, c
                             int steps, int E, int N) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x, n = i % SHARE * HELD, sequence = blockIdx.y;
     const bool used = i / SHARE < E;
-    // Idle lanes go along, because shuffles want whole warps: of channel 0, without its states, which their owner writes.
+    // Idle lanes go along, because shuffles want whole warps: of channel 0, without its states: the owner writes them.
     const int e = used ? i / SHARE : 0, held = used ? N : 0;
     state += (size_t(sequence) * E + e) * N;
     float s[HELD], a[HELD];

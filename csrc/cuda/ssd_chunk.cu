@@ -221,7 +221,7 @@ __device__ inline void run(const X* xbc, const float* xbc_scale, const float* dt
 }  // namespace quamba
 
 #define QUAMBA_SSD_F32(name, S)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(128)                                                                  \
+    extern "C" __global__ void __launch_bounds__(128)                                                                 \
         name(const float* xbc, const float* dt, int dt_stride, const float* dt_bias, const float* A, const float* D,  \
              S* state, const float* state_rows, const float* state_cols, float* y, int, int T, int H, int P, int N,   \
              int g, float dt_min, float dt_max) {                                                                     \
@@ -229,7 +229,7 @@ __device__ inline void run(const X* xbc, const float* xbc_scale, const float* dt
                                          T, H, P, N, g, dt_min, dt_max);                                              \
     }
 #define QUAMBA_SSD_I8(name, S)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(128)                                                                  \
+    extern "C" __global__ void __launch_bounds__(128)                                                                 \
         name(const int8_t* xbc, const float* xbc_scale, const float* dt, int dt_stride, const float* dt_bias,         \
              const float* A, const float* D, S* state, const float* state_rows, const float* state_cols, float* y,    \
              int, int T, int H, int P, int N, int g, float dt_min, float dt_max) {                                    \
