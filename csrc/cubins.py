@@ -1,11 +1,13 @@
 """Compiles csrc/cuda to cubins for boards: one file each kernel source, and cubins.json, which says what they are.
 
-    python csrc/cubins.py OUT [--arch 87]          or: make -C csrc cuda OUT=...
+    python csrc/cubins.py OUT [--arch 87] [--any]          or: make -C csrc cuda OUT=...
 
 Boards with JetPack 6 have CUDA 12.6, and their driver refuses what CUDA 13 writes (another ELF, quamba_edge/backends/cubin.py), while
 newer drivers take both.  So CUDA 12 compiles: nvcc if it is one of 12.0 to 12.6, else NVRTC, which needs no toolkit installed:
 
     pip install nvidia-cuda-nvrtc-cu12==12.6.85 nvidia-cuda-runtime-cu12==12.6.77
+
+--any takes whatever nvcc is here: for a card that the kernels are only checked on, whose driver is as new as its toolkit.
 
 No GPU is needed.  Without either this writes nothing, says so and ends with status 3; a kernel that does not compile is status 1.
 What is up to date is not compiled again.
@@ -52,8 +54,8 @@ class Broken(Exception):
     """What the compiler said."""
 
 
-def suits(version: tuple[int, int]) -> bool:
-    return version[0] == 12 and version <= NEWEST
+def suits(version: tuple[int, int], newest: tuple[int, int] = NEWEST) -> bool:
+    return (12, 0) <= version <= newest
 
 
 class Nvcc:
@@ -119,13 +121,13 @@ class Nvrtc:
             raise Broken(f"NVRTC: {self.native.nvrtcGetErrorString(status).decode()}")
 
 
-def compiler() -> Nvcc | Nvrtc:
+def compiler(newest: tuple[int, int] = NEWEST) -> Nvcc | Nvrtc:
     """nvcc if it is of CUDA 12 and no newer than boards, else NVRTC; Absent says what was found instead."""
     reasons = []
     path = os.environ.get("NVCC") or shutil.which("nvcc")
     if path:
         nvcc = Nvcc(path)
-        if suits(nvcc.version):
+        if suits(nvcc.version, newest):
             return nvcc
         reasons.append(
             f"{path} is CUDA {nvcc.version[0]}.{nvcc.version[1]}, not 12.0 to 12.6 (JetPack 6 refuses what newer ones write)"
@@ -177,9 +179,9 @@ def up_to_date(folder: Path, toolkit: str, sources: str) -> dict[str, Any] | Non
     return record if same else None
 
 
-def build(out: Path, arch: int) -> dict[str, Any]:
+def build(out: Path, arch: int, newest: tuple[int, int] = NEWEST) -> dict[str, Any]:
     """Compile everything into OUT/sm_<arch>; what cubins.json then says.  Nothing half-made is left under a final name."""
-    used, sources = compiler(), digest_of_sources()
+    used, sources = compiler(newest), digest_of_sources()
     folder = out / f"sm_{arch}"
     folder.mkdir(parents=True, exist_ok=True)
     if record := up_to_date(folder, used.name, sources):
@@ -194,7 +196,7 @@ def build(out: Path, arch: int) -> dict[str, Any]:
             raise Broken(
                 f"{source.name} has kernels {sorted(kernels)}, backends/launch.py says {launch.kernels(source.stem)}"
             )
-        if why := cubin.refused(cubin.read(fresh), NEWEST, arch):
+        if why := cubin.refused(cubin.read(fresh), newest, arch):
             raise Broken(f"{source.name}: {why}")
         fresh.replace(target)
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
@@ -209,9 +211,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="compile csrc/cuda to cubins")
     parser.add_argument("out", type=Path)
     parser.add_argument("--arch", type=int, default=87)
+    parser.add_argument("--any", action="store_true", help="whatever nvcc is here")
     given = parser.parse_args()
     try:
-        build(given.out, given.arch)
+        build(given.out, given.arch, (99, 0) if given.any else NEWEST)
     except Absent as e:
         print(f"cubins skipped: {e}", flush=True)
         return 3

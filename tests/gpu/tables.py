@@ -73,6 +73,11 @@ def perplexities(rows: Sequence[tuple[str, float, float]]) -> tuple[list[str], l
     return table(["bundle", "cpu backend", "cuda backend", "difference"], shown), []
 
 
+def steps(rows: Sequence[Sequence[str]]) -> list[str]:
+    """rows: (step, what became of it, seconds, why)."""
+    return table(["step", "result", "seconds", "reason"], rows)
+
+
 def whole(head: Sequence[str], parts: dict[str, list[str]], failed: Sequence[str], missed: Sequence[str]) -> str:
     """The document: `parts` by their titles."""
     lines = ["# On a GPU", "", "Written by `make gpu-check`.", "", *head, ""]

@@ -1,6 +1,7 @@
 """`make gpu-check` on a device that is none: every step that needs no driver, on a model of one small layer."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -15,9 +16,9 @@ from tests.cuda.fake_device import FakeDevice
 from tests.golden.make import HERE
 from tests.gpu import check as module
 from tests.gpu import measures, random_bundle, steps, tables
-from tests.gpu.check import check_all
+from tests.gpu.check import Unit, check_all
 from tests.gpu.measures import Load
-from tests.gpu.steps import Check
+from tests.gpu.steps import ROOT, Check
 from tests.native.build import why_not
 
 needs_compiler = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -94,6 +95,25 @@ def test_a_step_that_fails_is_named_and_does_not_stop_the_others(tmp_path, monke
     assert json.loads((tmp_path / "tests.json").read_text())["failed"]
 
 
+def test_a_unit_that_dies_or_hangs_is_a_line_in_the_document(tmp_path):
+    check = Check(tmp_path / "work", tmp_path / "gpu.md", command="the command")
+    dies, hangs = "print('last words'); import os; os.kill(os.getpid(), 11)", "import time; time.sleep(60)"
+    module.run_apart(check, Unit("tests"), [sys.executable, "-uc", dies], 60)
+    module.run_apart(check, Unit("speed", "mamba2-2.7b"), [sys.executable, "-uc", hangs], 0.5)
+    assert not module.written(check, lambda line: None)
+    text = check.document.read_text()
+    assert "| tests | FAIL | 0 | tests: ended with signal 11: last words |" in text and "`the command`" in text
+    assert "| speed.mamba2-2.7b | FAIL |" in text and "not done after 0 s" in text and "| kernels | not run |" in text
+
+
+def test_units_are_a_model_each_where_they_are_long():
+    check = Check(ROOT, ROOT / "gpu.md", models=("a", "b"), large="c")
+    found = [u.name for u in module.units(check, ("tests", "kernels", "speed", "load"))]
+    assert found == ["tests", "kernels.a", "kernels.b", "kernels.c", "speed.a", "speed.b", "load"]
+    narrowed = Unit("kernels", "c").narrowed(check)
+    assert (narrowed.models, narrowed.large) == (("c",), None) and narrowed.failed is check.failed
+
+
 def test_targets():
     """Ratios to w16a16, shares of a copy, bytes while loading: met or named."""
     found = {"w16a16": (10.0, 100.0, 50.0), "w4a8": (31.0, 120.0, 40.0), "w8a8": (18.0, 131.0, 45.0)}
@@ -115,5 +135,4 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys):
         raise OSError("libcuda.so.1: cannot open shared object file")
 
     monkeypatch.setattr(module.cuda, "_driver", none)
-    monkeypatch.setattr("sys.argv", ["check"])
-    assert module.main() == 1 and "nothing to check" in capsys.readouterr().out
+    assert module.main([]) == 1 and "nothing to check" in capsys.readouterr().out
