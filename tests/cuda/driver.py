@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -49,15 +50,11 @@ def libcuda() -> Path:
 
 
 def pycuda() -> Path:
-    """A folder for PYTHONPATH with pycuda and its needs; Missing where it cannot be built."""
+    """A folder for PYTHONPATH with pycuda, whose driver part needs nothing else; Missing where it cannot be built."""
     site = FOLDER / f"site-{sys.version_info[0]}.{sys.version_info[1]}"
     if not (site / "pycuda").is_dir():
         made = own_pycuda.wheel(FOLDER / "pycuda", libcuda() / "libcuda.so.1")
-        subprocess.run(
-            [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(made), "pytools"]
-            + ["platformdirs", "mako", "markupsafe", "siphash24", "typing-extensions"],
-            check=True,
-        )
+        shutil.unpack_archive(made, site, "zip")
     return site
 
 

@@ -6,8 +6,13 @@ import sys
 
 import pytest
 
+from quamba_edge import models
 from quamba_edge.backends import cubin, launch
+from quamba_edge.bundle.outline import outline
+from quamba_edge.models import published
 from quamba_edge.ops.op import all_ops
+from quamba_edge.quant.recipe import shipped
+from quamba_edge.runtime.engine import CHUNKS
 from tests.native.build import CSRC
 from tests.ops import harness
 
@@ -61,6 +66,26 @@ def test_nothing_spills_and_every_block_fits(built):
                 assert used[what.kernel]["registers"] * what.block <= 65536, f"{what}: {used[what.kernel]}"
     for what, _ in launch.sample(256000):
         assert used[what.kernel]["registers"] * what.block <= 65536
+
+
+@needs_compiler
+def test_published_shapes_are_within_what_a_gpu_has(built):
+    """Every launch of every published size and recipe, decoding and in every chunk, for one sequence and for eight."""
+    used = {name: facts for file in built[1]["files"].values() for name, facts in file["kernels"].items()}
+    for name in published.NAMES:
+        family, config = published.config(name)
+        program = models.find(family, "program").program
+        for recipe in ("w4a8", "w4a16", "w8a8", "w16a16"):
+            manifest = outline(family, config, shipped(recipe, small=False))
+            steps = {}
+            for sequences, tokens in [(s, t) for s in (1, 8) for t in (1, *CHUNKS)]:
+                for step in program(manifest, sequences, tokens, "last").steps:
+                    steps[step.op.name, tuple(step.sizes.items())] = step
+            for step, state in [(s, d) for s in steps.values() for d in launch.STATES]:
+                what = launch.launch(step.op, step.sizes, state)
+                registers = -(-used[what.kernel]["registers"] // 8) * 8
+                assert registers * what.block <= 65536 and what.block <= 1024, f"{name} {recipe}: {what}"
+                assert 0 < min(what.grid) and max(what.grid[1:]) <= 65535, f"{name} {recipe}: {what}"
 
 
 @needs_compiler

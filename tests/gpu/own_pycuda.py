@@ -79,7 +79,8 @@ def wheel(folder: Path, libcuda: Path, include: Path | None = None) -> Path:
     own = Path.home() / ".config" / "pip" / "pip.conf"
     if own.is_file():
         environment.setdefault("PIP_CONFIG_FILE", str(own))
-    # What builds it is here (setuptools, numpy): nothing but pycuda's sources is asked of a network or of PIP_FIND_LINKS.
+    # What builds it is here (setuptools, numpy), and pycuda.driver needs none of pycuda's own needs: nothing but its sources is asked
+    # of a network or of PIP_FIND_LINKS.
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
     command += ["--no-binary", "pycuda", "-w", str(folder / "wheels"), NEEDED]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -87,7 +88,7 @@ def wheel(folder: Path, libcuda: Path, include: Path | None = None) -> Path:
         lines = [x.strip() for x in (ran.stdout + ran.stderr).splitlines()]
         errors = [x for x in lines if "error" in x.lower()][:3] or lines[-3:]
         raise Missing(
-            f"pycuda was not built ({' / '.join(errors)}): where there is no network, PIP_FIND_LINKS=FOLDER with its sdist and the wheels "
-            "of its needs (pytools, platformdirs, mako, MarkupSafe, siphash24, typing-extensions)"
+            f"pycuda was not built ({' / '.join(errors)}): where there is no network, PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER, with what "
+            "`pip download --no-deps --no-binary :all: pycuda` brought elsewhere"
         )
     return wheel(folder, libcuda, include)
