@@ -72,7 +72,6 @@ extern "C" __global__ void __launch_bounds__(256)
         __syncthreads();
         if (int(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
     }
-    __syncthreads();
     if (threadIdx.x == 0) shares[blockIdx.x] = sums[0];
     for (int i = threadIdx.x; i < BINS; i += blockDim.x)
         if (mine[i]) atomicAdd(bins + i, mine[i]);

@@ -76,8 +76,11 @@ void note_write(const Region& region, Byte& byte, size_t at, const Access& now, 
                             (byte.read.thread / WARP != now.thread / WARP || byte.read.warp_moment >= now.warp_moment);
     if (byte.read_before || shared_reads || lanes_read || !in_order(byte.read, now))
         race(region, byte, at, byte.read, "writes");
+    // An atomic access behind the thread's own plain one does not hide that from other threads' atomics.
+    const bool plain_before = byte.wrote.moment == now.moment && byte.wrote.thread == now.thread &&
+                              byte.wrote.warp_moment == now.warp_moment && !byte.atomic;
     byte.wrote = now;
-    byte.atomic = atomic;
+    byte.atomic = atomic && !plain_before;
 }
 
 Access here() {

@@ -126,8 +126,9 @@ class PycudaDevice:
             self._try()
         except BaseException as e:
             self.close()
-            if isinstance(e, self.errors):
-                raise Missing(f"the CUDA driver: {e}: `quamba-edge doctor` looks for the cause") from e
+            if isinstance(e, (MemoryError, *self.errors)):
+                said = str(e) or "out of memory"
+                raise Missing(f"the CUDA driver: {said}: `quamba-edge doctor` looks for the cause") from e
             raise
 
     def _open(self) -> None:

@@ -50,8 +50,10 @@ def run(emulator, name, case, state="f32"):
 
 
 def draw(emulator, settings):
-    logits = np.random.default_rng(1).normal(0, 2, 5003).astype(np.float32)
-    choose(emulator, logits, Sampler(settings).request([3, 5, 7], 3))
+    """Noise, and logits that rise: then every step of a search for the largest writes."""
+    noise = np.random.default_rng(1).normal(0, 2, 5003).astype(np.float32)
+    for logits in (noise, np.sort(noise)):
+        choose(emulator, logits, Sampler(settings).request([3, 5, 7], 3))
 
 
 SHARED, BUFFER, COPY = "of shared memory", "of a buffer", "asynchronous copy is on its way"
@@ -70,7 +72,13 @@ FAULTS = {
     "rmsnorm": ("common/device.cuh", "    __syncthreads();\n", "    __syncwarp();\n", ("rmsnorm_f16", 0), SHARED),
     "hadamard": ("common/rotate.cuh", "    __syncthreads();\n", "", ("hadamard_f16", 1), SHARED),
     "scan": ("cuda/scan.cu", "held = used ? N : 0", "held = N", ("scan_f32", 2), BUFFER),
-    "sample": ("common/sampling.cuh", "T(0);\n        __syncthreads();\n", "T(0);\n", SETTINGS[1], SHARED),
+    "sample": (
+        "common/sampling.cuh",
+        "*room = 0;\n    __syncthreads();\n    if (yes)",
+        "*room = 0;\n    if (yes)",
+        SETTINGS[1],
+        SHARED,
+    ),
     "conv_silu": ("cuda/conv_silu.cu", "if (c >= C) return;", "if (c > C) return;", ("conv_silu_f32", 0), BUFFER),
 }
 
