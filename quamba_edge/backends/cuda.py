@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import weakref
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -93,13 +94,17 @@ class PycudaMemory:
 
 
 class Graph:
-    """A captured graph that can be launched; drop it on the thread that made it."""
+    """A captured graph that can be launched; dropped on the thread that made it, and before its context goes."""
 
     def __init__(self, native: Any, runnable: Any):
         self.native, self.runnable = native, runnable
 
-    def __del__(self) -> None:
-        self.native.cuGraphExecDestroy(self.runnable)
+    def drop(self) -> None:
+        if self.runnable is not None:
+            self.native.cuGraphExecDestroy(self.runnable)
+        self.runnable = None
+
+    __del__ = drop
 
 
 class PycudaDevice:
@@ -118,6 +123,7 @@ class PycudaDevice:
         self.functions: dict[str, Any] = {}
         self.allowed: dict[str, int] = {}  # shared memory that a function was told of
         self.staging: list[np.ndarray] = []
+        self.graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
         self.queue: Any = None
         self.marks: list[Any] = []
         self.context: Any = None
@@ -245,7 +251,9 @@ class PycudaDevice:
         _checked(native, status, "capture")
         _checked(native, native.cuGraphInstantiateWithFlags(ctypes.byref(runnable), graph, 0), "graph")
         native.cuGraphDestroy(graph)
-        return Graph(native, runnable)
+        made = Graph(native, runnable)
+        self.graphs.add(made)
+        return made
 
     def replay(self, graph: Graph) -> None:
         _checked(self.native, self.native.cuGraphLaunch(graph.runnable, self.queue.handle), "graph launch")
@@ -267,6 +275,8 @@ class PycudaDevice:
                 self.queue.synchronize()
         except self.errors:
             pass  # after an error that broke the context everything fails, and goes all the same
+        for graph in list(self.graphs):
+            graph.drop()
         for held in (self.functions, self.modules, self.staging, self.marks):
             held.clear()
         self.queue = None

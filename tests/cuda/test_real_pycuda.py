@@ -110,6 +110,24 @@ def test_cards_take_cubins_of_a_newer_minor_version():
     clean(driver.run("run", GOLDEN, "--prompt", "hello", "--max-tokens", "1", "--backend", "cuda", gpu="driver=12020"))
 
 
+CHUNK = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from quamba_edge import backends
+from tests.cuda.test_whole_model import logits_of
+tokens = np.random.default_rng(5).integers(0, 4096, 131)
+found, expected = (logits_of(Path(sys.argv[1]), backends.open_backend(n), tokens, prompt=129) for n in ("cuda", "reference"))
+print(json.dumps(float(np.abs(found - expected).max() / np.abs(expected).max())))
+"""
+
+
+def test_a_long_chunk():
+    """8-bit products of 64 tokens want more shared memory than every block may have."""
+    ran = clean(driver.Ran(CHUNK, "tests/golden/mamba.qedge"))
+    assert ran.last < 0.08 and ran.calls["cuFuncSetAttribute"] > 0
+
+
 PIECES = """
 import gc, json
 import numpy as np

@@ -174,7 +174,7 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice) {
 CUresult cuDevicePrimaryCtxRelease(CUdevice) {
     QUAMBA_CALL(ANYWHERE);
     if (primary.retained < 1) QUAMBA_FAIL(CUDA_ERROR_INVALID_CONTEXT, "nobody holds it");
-    if (!--primary.retained) forget();
+    if (!--primary.retained) forget(), forget_graphs();
     return CUDA_SUCCESS;
 }
 CUresult cuCtxPushCurrent(CUcontext context) {

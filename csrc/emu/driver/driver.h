@@ -42,6 +42,7 @@ bool idle();    // nothing waits in any stream
 void finish();  // run all that waits
 bool capturing();  // on this thread
 void spoil();      // the capture of this thread cannot be used
+void forget_graphs();  // they go with their context
 
 /* Memory (memory.cpp). */
 bool device_range(CUdeviceptr start, size_t bytes);

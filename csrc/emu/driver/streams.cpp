@@ -29,6 +29,7 @@ namespace driver {
 namespace {
 
 std::vector<CUstream> streams;
+std::vector<CUgraphExec> runnables;
 
 bool known(CUstream stream) {
     for (CUstream one : streams)
@@ -78,6 +79,10 @@ bool idle() {
     for (CUstream one : streams)
         if (!one->waiting.empty()) return false;
     return true;
+}
+
+void forget_graphs() {
+    runnables.clear();
 }
 
 void finish() {
@@ -198,7 +203,7 @@ CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
 CUresult cuGraphInstantiateWithFlags(CUgraphExec* runnable, CUgraph graph, unsigned long long flags) {
     QUAMBA_CALL(CONTEXT | NOT_CAPTURED);
     if (!graph || flags) QUAMBA_FAIL(CUDA_ERROR_INVALID_VALUE, "no graph, or flags");
-    *runnable = new CUgraphExec_st{graph->work};
+    runnables.push_back(*runnable = new CUgraphExec_st{graph->work});
     return CUDA_SUCCESS;
 }
 CUresult cuGraphDestroy(CUgraph graph) {
@@ -208,8 +213,13 @@ CUresult cuGraphDestroy(CUgraph graph) {
 }
 CUresult cuGraphExecDestroy(CUgraphExec runnable) {
     QUAMBA_CALL(ANYWHERE);
-    delete runnable;
-    return CUDA_SUCCESS;
+    for (size_t i = 0; i < runnables.size(); i++)
+        if (runnables[i] == runnable) {
+            runnables.erase(runnables.begin() + long(i));
+            delete runnable;
+            return CUDA_SUCCESS;
+        }
+    QUAMBA_FAIL(CUDA_ERROR_INVALID_HANDLE, "no such graph, or its context has gone");
 }
 CUresult cuGraphUpload(CUgraphExec, CUstream) {
     QUAMBA_CALL(CONTEXT);
