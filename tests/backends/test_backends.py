@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from quamba_edge import backends
-from quamba_edge.backends import reference
+from quamba_edge.backends import cuda, reference
 from quamba_edge.backends.base import Block
 from quamba_edge.errors import BadBundle, BadUsage, Missing
 from quamba_edge.ops.op import all_ops
@@ -18,6 +18,27 @@ def test_auto_takes_the_first_that_can(monkeypatch) -> None:
     assert opened.name == next(n for n in backends.known() if backends.why_not(n) is None)
     monkeypatch.setattr(backends, "why_not", lambda name: None if name == "reference" else "no such machine")
     assert backends.open_backend().name == "reference"
+
+
+def test_auto_says_what_it_passes_over(monkeypatch, caplog) -> None:
+    """A GPU whose first kernel fails, in one line; nothing of a GPU where there is none."""
+
+    def broken(threads):
+        raise Missing("the CUDA driver: no binary: ask the doctor")
+
+    monkeypatch.setattr(backends, "why_not", lambda name: "is not built: build it" if name == "cpu" else None)
+    monkeypatch.setattr(cuda, "make", broken)
+    monkeypatch.setattr(cuda, "present", lambda: True)
+    assert backends.open_backend().name == "reference"
+    assert [r.getMessage() for r in caplog.records] == [
+        "backend cuda is passed over: the CUDA driver: no binary: ask the doctor; reference runs instead",
+        "backend cpu is passed over: is not built: build it; reference runs instead",
+    ]
+    caplog.clear()
+    monkeypatch.setattr(cuda, "present", lambda: False)
+    assert backends.open_backend().name == "reference" and len(caplog.records) == 1
+    with pytest.raises(Missing, match="no binary"):
+        backends.open_backend("cuda")
 
 
 def test_by_name_never_falls_back(monkeypatch) -> None:
