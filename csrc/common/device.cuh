@@ -20,6 +20,16 @@ namespace quamba {
 constexpr int LANES = 32;
 constexpr unsigned ALL = 0xffffffffu;
 
+/* Half i of four that came as 8 bytes: by shifts, since a compiler may take pointers of two types for two places. */
+__device__ inline float float_of_half(uint2 four, int i) {
+    const uint16_t bits = uint16_t((i < 2 ? four.x : four.y) >> 16 * (i % 2));
+#ifdef QUAMBA_EMU
+    return half_to_float({bits});
+#else
+    return __half2float(__ushort_as_half(bits));
+#endif
+}
+
 __device__ inline float warp_sum(float v) {
 #pragma unroll
     for (int apart = LANES / 2; apart; apart /= 2) v += __shfl_xor_sync(ALL, v, apart);

@@ -50,12 +50,11 @@ __device__ inline void fold(float (&sum)[TILES][2][4], Part (&part)[TILES][2][4]
                             int blocks, int group, int groups, int quad) {
     uint2 four = {0, 0};
     if (block < blocks) four = reinterpret_cast<const uint2*>(scales + (size_t(block) * groups + group) * 16)[quad];
-    const half* scale = reinterpret_cast<const half*>(&four);
 #pragma unroll
     for (int pair = 0; pair < 2; pair++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const float factor = __half2float(scale[2 * pair + i / 2]);
+            const float factor = float_of_half(four, 2 * pair + i / 2);
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
                 sum[tile][pair][i] += factor * float(part[tile][pair][i]);

@@ -131,12 +131,11 @@ __device__ inline void linear_chunk(const typename Kind::X* x, const float* x_sc
             }
         }
         if constexpr (Kind::GROUPS) {
-            const half* scale = reinterpret_cast<const half*>(&four);
 #pragma unroll
             for (int pair = 0; pair < 2; pair++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const float factor = __half2float(scale[2 * pair + i / 2]);
+                    const float factor = float_of_half(four, 2 * pair + i / 2);
 #pragma unroll
                     for (int tile = 0; tile < TILES; tile++)
                         sum[tile][pair][i] += factor * value_of(part[tile][pair][i]);

@@ -83,6 +83,7 @@ class Ran:
         ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
         self.rc, self.out, self.err = ran.returncode, ran.stdout, ran.stderr
         lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
         self.complaints = [x[2:] for x in lines if x.startswith("! ")]
         counts = dict(x.rsplit(" ", 1) for x in lines if not x.startswith("! "))
         self.held, self.retained = int(counts.pop("held", -1)), int(counts.pop("retained", -1))
