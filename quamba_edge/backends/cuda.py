@@ -176,12 +176,14 @@ class PycudaDevice:
         self.queue.synchronize()
 
     def alloc(self, nbytes: int) -> PycudaMemory | Pieces:
+        memory: PycudaMemory | Pieces | None = None
+        if nbytes > SEGMENT and self.pieces:
+            try:
+                memory = Pieces(self.native, nbytes, SEGMENT)
+            except Missing:
+                self.pieces = False  # the driver says that it can, and cannot: then it may have it in one
         try:
-            memory = (
-                Pieces(self.native, nbytes, SEGMENT)
-                if nbytes > SEGMENT and self.pieces
-                else PycudaMemory(self.cuda.mem_alloc(nbytes))
-            )
+            memory = memory or PycudaMemory(self.cuda.mem_alloc(nbytes))
         except self.cuda.MemoryError:
             raise MemoryError from None
         self.cuda.memset_d8_async(memory.address, 0, nbytes, self.queue)  # the default stream would not wait for ours

@@ -152,3 +152,9 @@ def test_large_memory_is_several_pieces():
     assert json.loads(ran.out) == [True, True, True]
     assert 3 < ran.calls["cuMemCreate"] == ran.calls["cuMemUnmap"] == ran.calls["cuMemRelease"]
     assert ran.calls["cuMemAddressReserve"] == ran.calls["cuMemAddressFree"] == 3
+
+
+def test_a_driver_that_cannot_map_after_all_gives_one_piece():
+    ran = driver.Ran(PIECES, gpu="fail=cuMemMap:801:1")
+    assert ran.rc == 0 and json.loads(ran.out) == [True, True, True] and ran.calls["cuMemMap"] == 1
+    assert ran.held == 0 and ran.calls["cuMemAddressReserve"] == ran.calls["cuMemAddressFree"] == 1
