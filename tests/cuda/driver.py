@@ -36,8 +36,7 @@ def declarations(include: Path) -> dict[str, tuple[str, str]]:
 
 def libcuda() -> Path:
     """The folder that has it."""
-    include = own_pycuda.headers()
-    assert include is not None, "no cuda.h"
+    include = own_pycuda.headers()[0]
     FOLDER.mkdir(parents=True, exist_ok=True)
     names = [*declarations(include), "cuProfilerInitialize", "cuProfilerStart", "cuProfilerStop"]
     lines = ["int quamba_absent(const char* name);"]

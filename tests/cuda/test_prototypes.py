@@ -1,4 +1,4 @@
-"""What is declared of libcuda (backends/libcuda.py) against NVIDIA's cuda.h: names with their versions, arguments, structures."""
+"""What is declared of libcuda (backends/libcuda.py) against every cuda.h that is here: names with their versions, arguments, structures."""
 
 import ctypes
 import re
@@ -11,10 +11,11 @@ from tests.cuda import driver
 from tests.gpu import own_pycuda
 from tests.native.build import why_not
 
-INCLUDE = own_pycuda.headers()
+INCLUDES = own_pycuda.headers()
 pytestmark = [
-    pytest.mark.skipif(INCLUDE is None, reason="no cuda.h: pip install nvidia-cuda-runtime-cu12==12.6.77"),
+    pytest.mark.skipif(not INCLUDES, reason="no cuda.h: pip install nvidia-cuda-runtime-cu12==12.6.77"),
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.parametrize("include", INCLUDES, ids=str),
 ]
 SCALARS = {
     "int": ctypes.c_int,
@@ -48,14 +49,14 @@ def ctype(argument: str):
 
 
 @pytest.mark.parametrize("name", libcuda.CALLS)
-def test_arguments_are_those_of_the_header(name):
-    declared = driver.declarations(INCLUDE)
-    assert name in declared, f"libcuda exports no {name}, by {INCLUDE}/cuda.h"
+def test_arguments_are_those_of_the_header(name, include):
+    declared = driver.declarations(include)
+    assert name in declared, f"libcuda exports no {name}, by {include}/cuda.h"
     arguments = [a.strip() for a in declared[name][1].split(",") if a.strip() not in ("", "void")]
     assert [ctype(a) for a in arguments] == libcuda.CALLS[name], f"{name}({declared[name][1]})"
 
 
-def test_structures_and_numbers_are_those_of_the_header():
+def test_structures_and_numbers_are_those_of_the_header(include):
     wanted = {
         "sizeof(CUmemAllocationProp)": ctypes.sizeof(cuda_pieces.Properties),
         "offsetof(CUmemAllocationProp, location)": cuda_pieces.Properties.location.offset,
@@ -74,6 +75,6 @@ def test_structures_and_numbers_are_those_of_the_header():
     }
     checks = "".join(f'static_assert({what} == {value}, "");\n' for what, value in wanted.items())
     text = f"#include <cuda.h>\n#include <stddef.h>\n{checks}"
-    command = ["g++", "-fsyntax-only", "-x", "c++", f"-I{INCLUDE}", "-"]
+    command = ["g++", "-fsyntax-only", "-x", "c++", f"-I{include}", "-"]
     ran = subprocess.run(command, input=text, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

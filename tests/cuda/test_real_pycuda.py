@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
     pytest.mark.skipif(no_cubins() is not None, reason=str(no_cubins())),
-    pytest.mark.skipif(own_pycuda.headers() is None, reason="no cuda.h: pip install nvidia-cuda-runtime-cu12==12.6.77"),
+    pytest.mark.skipif(not own_pycuda.headers(), reason="no cuda.h: pip install nvidia-cuda-runtime-cu12==12.6.77"),
 ]
 GOLDEN = "tests/golden/mamba2.qedge"
 

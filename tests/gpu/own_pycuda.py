@@ -33,8 +33,8 @@ CUresult CUDAAPI cuProfilerStop(void);
 """
 
 
-def headers() -> Path | None:
-    """Where cuda.h is: of the wheel nvidia-cuda-runtime-cu12 (the extra `cubins`), else of a toolkit.
+def headers() -> list[Path]:
+    """Where cuda.h is: of the wheel nvidia-cuda-runtime-cu12 (the extra `cubins`), then of toolkits.
 
     The wheel's come first: a library that was compiled with CUDA 13's headers asks older drivers for functions that they have not.
     """
@@ -43,7 +43,7 @@ def headers() -> Path | None:
     places += [Path(p) for p in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_ROOT"), "/usr/local/cuda") if p]
     if nvcc := shutil.which("nvcc"):
         places.append(Path(nvcc).resolve().parents[1])
-    return next((p / "include" for p in places if (p / "include" / "cuda.h").is_file()), None)
+    return list(dict.fromkeys((p / "include").resolve() for p in places if (p / "include" / "cuda.h").is_file()))
 
 
 def library() -> Path | None:
@@ -60,7 +60,7 @@ def wheel(folder: Path, libcuda: Path, include: Path | None = None) -> Path:
     """A wheel of pycuda in `folder`, which keeps it; Missing says what to do where it cannot be built (minutes of compiling)."""
     if made := sorted((folder / "wheels").glob(f"pycuda-*-cp{sys.version_info[0]}{sys.version_info[1]}-*.whl")):
         return made[-1]
-    include = include or headers()
+    include = include or next(iter(headers()), None)
     if include is None:
         raise Missing("no cuda.h here, which pycuda is compiled with: pip install nvidia-cuda-runtime-cu12==12.6.77")
     if shutil.which("g++") is None:
