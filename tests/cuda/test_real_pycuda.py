@@ -158,3 +158,24 @@ def test_a_driver_that_cannot_map_after_all_gives_one_piece():
     ran = driver.Ran(PIECES, gpu="fail=cuMemMap:801:1")
     assert ran.rc == 0 and json.loads(ran.out) == [True, True, True] and ran.calls["cuMemMap"] == 1
     assert ran.held == 0 and ran.calls["cuMemAddressReserve"] == ran.calls["cuMemAddressFree"] == 1
+
+
+CHECK = """
+import sys
+from pathlib import Path
+from tests.gpu import steps
+from tests.gpu.check import check_all
+from tests.gpu.test_check import tiny
+steps.WAYS = steps.WAYS[-1:]
+check = steps.Check(
+    Path(sys.argv[1]) / "work", Path(sys.argv[1]) / "gpu.md", models=(tiny("mamba"),), large=tiny("mamba2"), recipes=("w16a16", "w4a8"),
+    layers=None, prompt=20, tokens=2, text=3, repeats=1, bundles=(Path("tests/golden/mamba2.qedge"),),
+)
+sys.exit(not check_all(check, ["sampling", "kernels", "speed"]))
+"""
+
+
+def test_the_steps_of_gpu_check(tmp_path):
+    """As `make gpu-check` takes them on a GPU, on models of one small layer."""
+    ran = clean(driver.Ran(CHECK, str(tmp_path)))
+    assert "to w16a16" in (tmp_path / "gpu.md").read_text() and ran.calls["cuMemcpyDtoDAsync_v2"] > 0
