@@ -179,3 +179,9 @@ def test_the_steps_of_gpu_check(tmp_path):
     """As `make gpu-check` takes them on a GPU, on models of one small layer."""
     ran = clean(driver.Ran(CHECK, str(tmp_path)))
     assert "to w16a16" in (tmp_path / "gpu.md").read_text() and ran.calls["cuMemcpyDtoDAsync_v2"] > 0
+
+
+def test_sessions_keep_their_promises():
+    """Splits of a prompt, several sessions at once, saving and going on, all on the device, to the bit where that is said."""
+    ran = clean(driver.Ran("import pytest\nfrom tests.gpu.steps import SESSIONS\nsys.exit(pytest.main(SESSIONS[2:]))"))
+    assert " passed" in ran.out

@@ -116,8 +116,25 @@ def pycuda(check: Check) -> list[str]:
 TESTS = ["-m", "pytest", "-q", "tests/ops", "tests/golden", "tests/backends", "-k", "cuda"]
 
 
+# What sessions promise, with engines on the GPU; the models are torch's.
+SESSIONS = [
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "tests.gpu.on_cuda",
+    "tests/runtime/test_session.py",
+    "tests/runtime/test_saved.py",
+]
+SESSIONS += ["--deselect", "tests/runtime/test_session.py::test_importing_needs_no_torch"]
+
+
 def tests(check: Check) -> list[str]:
-    return [f"Every op and both golden bundles: {run([sys.executable, *TESTS], check, 'tests')}", ""]
+    lines = [f"* Every op and both golden bundles: {run([sys.executable, *TESTS], check, 'tests')}"]
+    sessions = (
+        run([sys.executable, *SESSIONS], check, "sessions") if find_spec("torch") else "not run, for want of torch"
+    )
+    return [*lines, f"* Sessions: splits of a prompt, several at once, saving and going on: {sessions}", ""]
 
 
 def sanitizer(check: Check) -> list[str]:

@@ -39,7 +39,7 @@ def test_a_session_goes_on_where_it_was(model, tmp_path):
     assert (other.decode(5) == session.decode(5)).all(), "saving changes nothing, and loading loses nothing"
     assert facts == saved.examine(tmp_path / "a.qsession")
     assert (facts.tokens, facts.family, facts.state_dtype) == (20, model.bundle.manifest.family, "f16")
-    assert (facts.bundle, facts.backend) == (model.bundle.digest, "reference")
+    assert (facts.bundle, facts.backend) == (model.bundle.digest, model.engine.backend.name)
     assert facts.nbytes == (tmp_path / "a.qsession").stat().st_size
 
 
