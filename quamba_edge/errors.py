@@ -85,6 +85,10 @@ class Missing(QuambaError):
     exit_code = 4
 
 
+class DeviceLost(Missing):
+    """A GPU failed and this process has lost it: only another process gets it back."""
+
+
 class Interrupted(QuambaError):
     """Stopped by the user; the message says how to continue."""
 

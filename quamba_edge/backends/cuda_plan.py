@@ -20,7 +20,7 @@ from quamba_edge.backends.base import Backend, Block, Weights, check
 from quamba_edge.backends.cuda_device import Address, Device, Memory, Owner, release
 from quamba_edge.backends.cuda_load import Loader
 from quamba_edge.backends.launch import Launch
-from quamba_edge.errors import Missing
+from quamba_edge.errors import DeviceLost, Missing
 from quamba_edge.layouts import DTYPES
 from quamba_edge.ops.numerics import shape_of
 from quamba_edge.ops.op import Arg
@@ -59,14 +59,29 @@ class CudaBackend(Backend):
         except BaseException:
             self._owner.end(lambda: None)
             raise
+        self._refusals: tuple[type[Exception], ...] = (Missing, *self.device.errors)
         self.loader = Loader(self.device, self._alloc)
         weakref.finalize(self, self._owner.end, self.device.close)  # also when the process ends
 
     def _do(self, work: Callable[..., T], *arguments: Any) -> T:
         try:
             return self._owner.do(work, *arguments)
-        except self.device.errors as e:
+        except self._refusals as e:
+            if self._lost():
+                raise DeviceLost(
+                    f"the GPU has failed, and this process has lost it ({e}): start it again; should that not help, --backend cpu"
+                ) from e
+            if isinstance(e, Missing):
+                raise
             raise Missing(f"the CUDA driver: {e}: `quamba-edge doctor` looks for the cause") from e
+
+    def _lost(self) -> bool:
+        """After a fault of a kernel every call of this process fails."""
+        try:
+            self._owner.do(self.device.sync)
+        except self._refusals:
+            return True
+        return False
 
     def alloc(self, shape: tuple[int, ...], dtype: str) -> Block:
         size = Block(None, tuple(shape), dtype).nbytes

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from quamba_edge.errors import QuambaError
+from quamba_edge.errors import DeviceLost, QuambaError
 from quamba_edge.runtime.model import Model
 from quamba_edge.runtime.session import Session
 from quamba_edge.runtime.snapshots import Keep
@@ -48,6 +48,8 @@ class Service:
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self.lost: DeviceLost | None = None
+        self.when_lost: Callable[[], None] = lambda: None  # called in the engine's thread
         ready: Future[Model] = Future()
         self._thread = threading.Thread(target=self._own, args=(load, ready), name="engine", daemon=True)
         self._thread.start()
@@ -170,6 +172,10 @@ class Service:
             self._end(job, Done(job.usage))
         except Exception as e:
             self._end(job, Failed(e))
+            if isinstance(e, DeviceLost):  # nothing that comes could be answered
+                with self._wake:
+                    self._closing, self.lost = True, e
+                self.when_lost()
 
     def _end(self, job: Job, last: Event) -> None:
         """Whatever became of it: its session is given back, and its listener hears so."""

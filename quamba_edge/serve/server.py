@@ -98,6 +98,7 @@ def serve(
 
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
+                service.when_lost = lambda: setattr(self, "should_exit", True)
                 engine = service.model.engine
                 on_ready(
                     f"{name} on {url}/v1  ({engine.backend.name} backend, {allowed.sessions} sessions; stop with Ctrl-C)"
@@ -117,6 +118,8 @@ def serve(
             Server(config).run(sockets=[listening])
         finally:
             service.close()
+    if service.lost:
+        raise service.lost  # a failure, so that what watches over the process starts another
     counted = service.metrics
     return ServeResult(
         model=name,

@@ -14,7 +14,7 @@ from quamba_edge import backends
 from quamba_edge.backends import cuda, cuda_load, cuda_plan
 from quamba_edge.backends.cuda_plan import CudaBackend
 from quamba_edge.bundle.reader import Bundle
-from quamba_edge.errors import BadUsage, HashMismatch, Missing
+from quamba_edge.errors import BadUsage, DeviceLost, HashMismatch, Missing
 from quamba_edge.ops.op import all_ops
 from quamba_edge.profile.ops import ceilings
 from quamba_edge.runtime.session import Engine, Session
@@ -112,9 +112,12 @@ def test_a_device_is_closed_when_its_backend_goes():
 
 def test_what_the_driver_refuses_is_said_in_one_line(monkeypatch):
     backend = CudaBackend(FakeDevice)
-    monkeypatch.setattr(backend.device, "sync", lambda: 1 / 0)
+    monkeypatch.setattr(backend.device, "seconds", lambda: 1 / 0)
     with pytest.raises(Missing, match="the CUDA driver: division by zero: `quamba-edge doctor`"):
-        backend.sync()
+        backend.elapsed()
+    monkeypatch.setattr(backend.device, "sync", lambda: 1 / 0)  # now everything fails
+    with pytest.raises(DeviceLost, match="lost it .division by zero.: start it again"):
+        backend.elapsed()
 
 
 def load(device, monkeypatch, segment=1 << 16, others=None):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from quamba_edge.errors import BadUsage
+from quamba_edge.errors import BadUsage, DeviceLost
 from quamba_edge.runtime.model import load
 from quamba_edge.runtime.sampling import Sampling
 from quamba_edge.serve.chances import chance
@@ -216,6 +216,23 @@ def test_closing_cuts_answers_off_and_refuses_more(service):
     for ask in (lambda: service.submit(job()), lambda: service.call(int)):
         with pytest.raises(Closing):
             ask()
+
+
+def test_a_lost_gpu_ends_the_service(make, monkeypatch):
+    """Who waits is told, and who watches the process hears of it."""
+    service, told = make(), threading.Event()
+    service.when_lost = told.set
+
+    def lost(job, service):
+        yield
+        raise DeviceLost("the GPU has failed")
+
+    monkeypatch.setattr("quamba_edge.serve.engine.work", lost)
+    assert isinstance(Heard(service, job()).wait()[-1].error, DeviceLost) and told.wait(10)
+    service._thread.join(10)
+    assert isinstance(service.lost, DeviceLost) and not service.alive
+    with pytest.raises(Closing):
+        Heard(service, job())
 
 
 def test_errors_reach_those_who_asked(service, tmp_path):
