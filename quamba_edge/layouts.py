@@ -190,7 +190,7 @@ def stored_spec(layout: str, dtype: str, shape: tuple[int, ...]) -> tuple[str, t
     found = find(layout)
     stored = found.stored or dtype
     natural = found.natural(shape)
-    per_line = LINE // np.dtype(_numpy(stored)).itemsize
+    per_line = LINE // itemsize(stored)
     count = math.prod(natural)
     return stored, natural if count % per_line == 0 else (-(-count // per_line) * per_line,)
 
@@ -293,6 +293,11 @@ def stored_dtype(layout: Layout) -> type:
     """numpy's dtype of what a layout stores whatever the logical dtype; only where it has one such."""
     assert layout.stored is not None
     return _numpy(layout.stored)
+
+
+def itemsize(stored: str) -> int:
+    """Bytes of an element of a stored array."""
+    return np.dtype(_numpy(stored)).itemsize
 
 
 def _numpy(stored: str) -> type:

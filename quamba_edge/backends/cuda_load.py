@@ -5,7 +5,6 @@ They lie in segments.  A tensor that is larger than one has its own, with severa
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from quamba_edge import layouts
 from quamba_edge.backends.base import Weights
 from quamba_edge.backends.cuda_device import Device, Memory
 from quamba_edge.errors import Missing
-from quamba_edge.layouts import DTYPES
 
 SEGMENT = 256 << 20  # some Tegra drivers refuse larger allocations while much is free (L4T 36.4.7)
 ALIGNED = 256  # bytes
@@ -45,7 +42,7 @@ class Loader:
         """Addresses of all these tensors; those that are not on the device yet are brought there, or none of them."""
         resident = self.resident.get(weights, Resident())
         # In the file's order, so that it is read from its beginning to its end.
-        absent = {n: _stored_bytes(t) for n, t in weights.manifest.tensors.items() if n in names - set(resident.places)}
+        absent = {n: t.loaded_bytes for n, t in weights.manifest.tensors.items() if n in names - set(resident.places)}
         need = sum(_room(n) for n in absent.values())
         if not absent:
             return resident.places
@@ -80,12 +77,6 @@ class Loader:
                 f"the model needs {need / 1e9:.2f} GB of GPU memory ({words}), {room / 1e9:.2f} GB can be had: close other programs (a "
                 "desktop holds up to 0.9 GB), or pack with fewer bits"
             )
-
-
-def _stored_bytes(tensor: Any) -> int:
-    """Bytes of a tensor of the manifest, as it lies on the device (and in the file, unless that is stored narrower)."""
-    dtype, shape = layouts.stored_spec(layouts.as_read(tensor.layout), tensor.dtype, tuple(tensor.shape))
-    return math.prod(shape) * np.dtype(np.uint32 if dtype == "u32" else DTYPES[dtype]).itemsize
 
 
 def _reader(weights: Weights, name: str) -> Callable[[int, np.ndarray], None]:

@@ -42,6 +42,12 @@ class Tensor:
         """(dtype, shape) in the file."""
         return layouts.stored_spec(self.layout, self.dtype, self.shape)
 
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes as kernels read it: those in the file, unless it is stored narrower."""
+        dtype, shape = layouts.stored_spec(layouts.as_read(self.layout), self.dtype, self.shape)
+        return math.prod(shape) * layouts.itemsize(dtype)
+
     @classmethod
     def from_json(cls, name: str, raw: Any) -> Tensor:
         where = f"tensors[{name!r}]"

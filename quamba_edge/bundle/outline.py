@@ -10,13 +10,11 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from quamba_edge.bundle import expect, header
 from quamba_edge.bundle.expect import Site
 from quamba_edge.bundle.manifest import Manifest, Tensor
 from quamba_edge.errors import BadRecipe
-from quamba_edge.layouts import DTYPES
+from quamba_edge.layouts import itemsize
 from quamba_edge.quant.recipe import Recipe, Scheme
 
 TOKENIZER_BYTES_PER_ID = 12  # measured: GPT-NeoX's tokenizer.json of 50,277 ids, compressed
@@ -68,9 +66,12 @@ def outline(family: str, config: Any, recipe: Recipe) -> Manifest:
 def weight_bytes(manifest: Manifest) -> int:
     """Bytes of everything but header and tokenizer, as it lies in the file, padding included."""
     stored = (t.stored for name, t in manifest.tensors.items() if name != "tokenizer.json")
-    return sum(
-        math.prod(shape) * np.dtype(np.uint32 if dtype == "u32" else DTYPES[dtype]).itemsize for dtype, shape in stored
-    )
+    return sum(math.prod(shape) * itemsize(dtype) for dtype, shape in stored)
+
+
+def loaded_bytes(manifest: Manifest) -> int:
+    """The same as kernels read it: 6-bit codes are widened when a bundle is loaded."""
+    return sum(t.loaded_bytes for name, t in manifest.tensors.items() if name != "tokenizer.json")
 
 
 def file_bytes(manifest: Manifest) -> int:

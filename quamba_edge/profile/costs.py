@@ -1,6 +1,6 @@
 """What a step of a program must move and compute at least, from its sizes alone: the ceilings that measurements stand beside.
 
-Bytes: every weight once (an embedding only the rows that are looked up), states read and written, activations as the op's arguments.
+Bytes: every weight once, as wide as kernels read it (an embedding only the rows that are looked up), states read and written, activations as the op's arguments.
 Multiply-adds: those of matrix products, convolutions and recurrences; norms, rotations and rounding are counted by their bytes.
 """
 
@@ -55,19 +55,13 @@ def cost_of(step: Step, manifest: Any, state_dtype: str) -> Cost:
     for arg in step.op.arrays:
         ref, size = step.args[arg.name], math.prod(shape_of(arg, step.sizes))
         if ref.kind == "weight":
-            stored = stored_bytes(manifest, ref.name)
-            weights += stored * step.sizes["M"] // step.sizes["N"] if looked_up else stored
+            loaded = manifest.tensors[ref.name].loaded_bytes
+            weights += loaded * step.sizes["M"] // step.sizes["N"] if looked_up else loaded
         elif ref.kind == "state":
             state += 2 * size * STORED[state_dtype if arg.dtype == "state" else arg.dtype]
         else:
             activations += (2 if arg.role == "inout" else 1) * size * STORED[arg.dtype]
     return Cost(weights, state, activations, *_arithmetic(step))
-
-
-def stored_bytes(manifest: Any, name: str) -> int:
-    """Bytes of a tensor in the file."""
-    dtype, shape = manifest.tensors[name].stored
-    return math.prod(shape) * STORED[dtype]
 
 
 def total(program: Program, manifest: Any, state_dtype: str) -> Cost:

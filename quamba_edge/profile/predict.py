@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quamba_edge import devices, models
-from quamba_edge.bundle.outline import weight_bytes
+from quamba_edge.bundle.outline import loaded_bytes
 from quamba_edge.ops.program import Program, Step
 from quamba_edge.profile.costs import Cost, cost_of
 from quamba_edge.runtime.engine import CHUNKS
@@ -162,7 +162,7 @@ def memory(
     programs = [family.program(manifest, 1, n, "last") for n in CHUNKS]
     state = state_bytes(programs[0].states, 1, state_dtype)
     parts = [
-        Part("weights", weight_bytes(manifest), "header"),
+        Part("weights", loaded_bytes(manifest), "header"),
         Part(f"states of {sessions}", sessions * state, "dimensions"),
         Part("activations", sum(arena_sizes(programs).values()), "dimensions"),
         Part("scratch", scratch_bytes(manifest, programs), "dimensions, rounded up"),

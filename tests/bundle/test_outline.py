@@ -113,3 +113,16 @@ def test_a_recipe_that_parts_what_the_model_ties_is_refused():
     parted = replace(recipe, sites={**recipe.sites, "head": replace(recipe.sites["head"], bits=4)})
     with pytest.raises(BadRecipe, match="ties them"):
         app.outline(family, config, parted)
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_what_is_stored_narrower_counts_as_it_is_loaded(family, tmp_path):
+    """The memory of a plan is that of the arrays that kernels read; 6-bit edges have 8 bits there."""
+    folder, out = write_checkpoint(tmp_path / "c", family), tmp_path / "m.qedge"
+    pack(folder, out, "w4a8-g32", method="rtn", calib_samples=1, calib_len=16, eval_tokens=0)
+    with Bundle.open(out) as bundle:
+        names = [n for n in bundle.manifest.tensors if n != "tokenizer.json"]
+        loaded, stored = (sum(read(n).nbytes for n in names) for read in (bundle.tensor, bundle.stored))
+        assert app.loaded_bytes(bundle.manifest) == loaded > app.weight_bytes(bundle.manifest) == stored
+        weights = next(p for p in plan(str(out), "orin-nano-8gb").memory if p.name == "weights")
+        assert weights.bytes == loaded

@@ -2,6 +2,7 @@
 
 import pytest
 
+from quamba_edge.bundle.manifest import Tensor
 from quamba_edge.bundle.reader import Bundle
 from quamba_edge.ops.op import all_ops
 from quamba_edge.ops.program import Ref, Step
@@ -40,10 +41,7 @@ def test_float_products_and_looked_up_rows() -> None:
     refs = {"x": Ref("buffer", "x"), "weight": Ref("weight", "w"), "y": Ref("buffer", "y")}
 
     class Manifest:
-        class Tensor:
-            stored = ("f16", (40, 64))
-
-        tensors = {"w": Tensor}
+        tensors = {"w": Tensor("f16", (40, 64), "row", "")}
 
     step = Step(op, refs, {"M": 3, "N": 40, "K": 64, "add": 1}, {}, "here")
     assert cost_of(step, Manifest, "f16") == Cost(2 * 40 * 64, 0, 2 * 3 * 64 + 2 * 4 * 3 * 40, 0, 3 * 40 * 64)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from quamba_edge import layouts
+from quamba_edge.bundle.manifest import Tensor
 
 
 class MemoryBundle:
@@ -20,7 +21,7 @@ class MemoryBundle:
     def put(self, name: str, array: np.ndarray, layout: str = "row", dtype: str | None = None) -> None:
         dtype = dtype or next(d for d, t in layouts.DTYPES.items() if t == array.dtype)
         self._stored[name] = layouts.pack(layout, array, dtype)
-        self.manifest.tensors[name] = SimpleNamespace(dtype=dtype, shape=array.shape, layout=layout)
+        self.manifest.tensors[name] = Tensor(dtype, array.shape, layout, "")
 
     def put_site(self, name: str, w: np.ndarray, bits: int, act: int, group: int = 32) -> None:
         """Round w (N, K) to the nearest codes and store them."""
