@@ -30,7 +30,8 @@ def sensitivity(options: Mapping[str, Any], progress: Any, command: list[str]) -
 
 
 def search(options: Mapping[str, Any], progress: Any, command: list[str]) -> Any:
-    """Search; OUT/best.qedge is the winner, OUT/recipe.json its recipe, OUT/front.json what was found, OUT/front.png its picture where matplotlib is here."""
+    """Search; OUT/best.qedge is the winner, OUT/recipe.json its recipe, OUT/front.json what was found, OUT/front.png its picture where
+    matplotlib is here."""
     if not find_spec("optuna"):
         raise Missing("search needs optuna, which is not here: pip install 'quamba-edge[search]'")
     checkpoint, out = _open(options), Path(options["out"])

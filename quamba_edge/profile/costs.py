@@ -1,6 +1,7 @@
 """What a step of a program must move and compute at least, from its sizes alone: the ceilings that measurements stand beside.
 
-Bytes: every weight once, as wide as kernels read it (an embedding only the rows that are looked up), states read and written, activations as the op's arguments.
+Bytes: every weight once, as wide as kernels read it (an embedding only the rows that are looked up), states read and written,
+activations as the op's arguments.
 Multiply-adds: those of matrix products, convolutions and recurrences; norms, rotations and rounding are counted by their bytes.
 """
 
@@ -10,16 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from quamba_edge.layouts import DTYPES
+from quamba_edge.layouts import itemsize
 from quamba_edge.ops.numerics import shape_of
 from quamba_edge.ops.program import Program, Step
-
-STORED = {
-    "u32": 4,
-    **{name: np.dtype(dtype).itemsize for name, dtype in DTYPES.items()},
-}  # bytes of an element as stored
 
 
 @dataclass(frozen=True)
@@ -58,9 +52,9 @@ def cost_of(step: Step, manifest: Any, state_dtype: str) -> Cost:
             loaded = manifest.tensors[ref.name].loaded_bytes
             weights += loaded * step.sizes["M"] // step.sizes["N"] if looked_up else loaded
         elif ref.kind == "state":
-            state += 2 * size * STORED[state_dtype if arg.dtype == "state" else arg.dtype]
+            state += 2 * size * itemsize(state_dtype if arg.dtype == "state" else arg.dtype)
         else:
-            activations += (2 if arg.role == "inout" else 1) * size * STORED[arg.dtype]
+            activations += (2 if arg.role == "inout" else 1) * size * itemsize(arg.dtype)
     return Cost(weights, state, activations, *_arithmetic(step))
 
 

@@ -40,8 +40,9 @@ class Model:
     def ids(self, prompt: Prompt, session: Session | None = None) -> list[int]:
         """Token ids of a prompt: text, a conversation ({"role", "content"} each) by the model's template, or ids.
 
-        Text begins with what the tokenizer begins every text with, if anything (`Tokenizer.opened`).  Empty text is the model's beginning-of-text token.  Where text begins with what `session` has seen, the ids begin with
-        the session's, so that its state serves: a model writes its words in other tokens than the tokenizer would.
+        Text begins with what the tokenizer begins every text with, if anything (`Tokenizer.opened`).  Empty text is the model's
+        beginning-of-text token.  Where text begins with what `session` has seen, the ids begin with the session's, so that its
+        state serves: a model writes its words in other tokens than the tokenizer would.
         BadUsage without a beginning-of-text token or without a template.
         """
         bos = self.bundle.manifest.tokenizer.get("bos")

@@ -23,12 +23,11 @@ def write(store: Store, given: Assignment, recipe: Recipe, parameters: int) -> P
     count = min(windows, max(1, default_eval_tokens(parameters, length) // length))
     with lone(store.folder):
         if not _is_there(path, recipe):
-            store.mix(given).write(draft, lambda m: replace(m, recipe=recipe.to_json()))
+            mix = store.mix(given)
+            mix.write(draft, lambda m: replace(m, recipe=recipe.to_json()))
             try:
-                with Bundle.open(draft, verify=False) as bundle:
-                    plain = bundle.manifest
                 held, nll = store.source.tokens[:count], float(store.source.nll[:count].mean())
-                found = measured(draft, plain, held, nll, parameters)
+                found = measured(draft, mix.manifest, held, nll, parameters)
                 amend(draft, lambda m: replace(m, perplexity=found.perplexity, golden=found.golden), path)
             finally:
                 draft.unlink(missing_ok=True)
