@@ -198,7 +198,7 @@ def stored_spec(layout: str, dtype: str, shape: tuple[int, ...]) -> tuple[str, t
 def empty(layout: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Room for a stored tensor, zeroed; fill it with `pack_rows`."""
     stored, stored_shape = stored_spec(layout, dtype, shape)
-    return np.zeros(stored_shape, _numpy(stored))
+    return np.zeros(stored_shape, array_type(stored))
 
 
 def pack_rows(layout: str, rows: np.ndarray, stored: np.ndarray, shape: tuple[int, ...], start: int) -> None:
@@ -292,13 +292,14 @@ def _natural(layout: Layout, stored: np.ndarray, shape: tuple[int, ...]) -> np.n
 def stored_dtype(layout: Layout) -> type:
     """numpy's dtype of what a layout stores whatever the logical dtype; only where it has one such."""
     assert layout.stored is not None
-    return _numpy(layout.stored)
+    return array_type(layout.stored)
 
 
 def itemsize(stored: str) -> int:
     """Bytes of an element of a stored array."""
-    return np.dtype(_numpy(stored)).itemsize
+    return np.dtype(array_type(stored)).itemsize
 
 
-def _numpy(stored: str) -> type:
+def array_type(stored: str) -> type:
+    """numpy's type of a stored dtype."""
     return np.uint32 if stored == "u32" else DTYPES[stored]

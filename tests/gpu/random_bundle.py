@@ -20,7 +20,7 @@ import numpy as np
 from quamba_edge.apps.plan import SMALL
 from quamba_edge.bundle.outline import outline, parameters
 from quamba_edge.bundle.writer import Stored, write_bundle
-from quamba_edge.layouts import DTYPES
+from quamba_edge.layouts import array_type
 from quamba_edge.models import published
 from quamba_edge.quant.recipe import shipped
 
@@ -54,7 +54,7 @@ def _tensors(described: Any, rng: np.random.Generator) -> Iterator[Stored]:
             array = _repeated(noise[spec.dtype], count, rng)
         else:
             array = _values(name, spec, count, noise, rng, described)
-        yield name, spec.shape, spec.layout, array.reshape(shape).astype(_dtype(stored), copy=False)
+        yield name, spec.shape, spec.layout, array.reshape(shape).astype(array_type(stored), copy=False)
 
 
 def _repeated(noise: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -89,10 +89,6 @@ def _values(
     assert kind in ways, f"{name}: nothing is known of it here"
     mean, spread = ways[kind]
     return mean + spread * some
-
-
-def _dtype(stored: str) -> Any:
-    return np.uint32 if stored == "u32" else DTYPES[stored]
 
 
 if __name__ == "__main__":
